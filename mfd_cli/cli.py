@@ -1,0 +1,298 @@
+"""The command line: verbs and options, nothing else. Torch is imported by the commands, not here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mfd_cli import __version__, completion, console
+from mfd_cli.errors import MfdError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe's key; checked like the recipe itself."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is if left out.")]
+Json = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write JSON; '-' is stdout.")]
+Run = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="Run folder, checkpoint, export or .safetensors; the newest run if left out.",
+        autocompletion=completion.runs, show_default=False,
+    ),
+]  # fmt: skip
+Recipe = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="YAML file or name of a bundled recipe.", autocompletion=completion.recipes),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what stands there.")]
+
+app = typer.Typer(
+    name="mfd",
+    help="Distill a flow-matching model into a student that samples in one step.\n\n"
+    "mfd distill recipes/digits.yaml && mfd sample --steps 1 && mfd benchmark --fps && mfd export --safetensors",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
+teachers_app = typer.Typer(no_args_is_help=True, help="List, check and train teachers.")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(teachers_app, name="teachers")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE.py", help="Import a file that registers teachers or methods."),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Options of every command."""
+    if version:
+        console.out.print(f"mfd {__version__}")
+        raise typer.Exit
+    from mfd_cli.plugins import import_plugin, refuse_shadowed
+
+    refuse_shadowed()
+    for path in plugin or ():
+        import_plugin(path)
+
+
+@app.command(no_args_is_help=True)
+def distill(
+    recipe: Recipe,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder; runs/NAME if left out.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    force: Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one update of each kind; write nothing.")] = False,
+    processes: Annotated[int | None, typer.Option(help="Processes; one per GPU if left out.")] = None,
+    device: Device = None,
+) -> None:
+    """Distill a teacher into a student. Example: mfd distill digits --set train.updates=200"""
+    from mfd_cli.commands.distill import distill as command
+
+    code = command(
+        recipe, output=output, overrides=overrides or (), resume=resume, force=force, dry_run=dry_run,
+        processes=processes, device=device, arguments=sys.argv[1:],
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def sample(
+    run: Run = None,
+    steps: Annotated[int | None, typer.Option(help="Euler steps; what the student was made for if left out.")] = None,
+    num: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed; sample i has the noise of (seed, i).")] = 0,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Also the teacher's samples from the same noise.")] = False,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to sample; may be repeated.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
+    label: Annotated[list[int] | None, typer.Option(help="Class index; may be repeated.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples computed at once.")] = 500,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="PNG grid, .npz, or a folder of PNGs.")] = None,
+    device: Device = None,
+) -> None:
+    """Sample from a student, and its teacher. Example: mfd sample --steps 1 --teacher"""
+    from mfd_cli.commands.sample import sample as command
+
+    command(
+        run, steps=steps, num=num, seed=seed, teacher=teacher, prompt=prompt or (), prompts=prompts, label=label or (),
+        guidance=guidance, batch_size=batch_size, output=output, device=_device(device),
+    )  # fmt: skip
+
+
+@app.command()
+def benchmark(
+    run: Run = None,
+    fps: Annotated[bool, typer.Option("--fps", help="Measure speed.")] = False,
+    quality: Annotated[bool, typer.Option("--quality", help="Measure quality.")] = False,
+    steps: Annotated[str | None, typer.Option(help="Further step counts of the student, e.g. 1,2,4.")] = None,
+    teacher_steps: Annotated[
+        str | None,
+        typer.Option(help="Further step counts of the teacher, e.g. 1,10,50."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size that is timed; 1 if left out.")] = None,
+    num: Annotated[int | None, typer.Option(help="Samples that quality is judged by.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of noise and conditions.")] = 0,
+    compare: Annotated[list[str] | None, typer.Option(help="Another run to put in the table.")] = None,
+    json_target: Json = None,
+    device: Device = None,
+) -> None:
+    """Measure speed and quality of student and teacher. Example: mfd benchmark --fps --json -"""
+    from mfd_cli.commands.benchmark import benchmark as command
+
+    command(
+        run, fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps, batch_size=batch_size, num=num,
+        seed=seed, compare=compare or (), json_target=json_target, device=_device(device),
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    run: Run = None,
+    safetensors: Annotated[bool, typer.Option("--safetensors", help="One self-describing file (the default).")] = False,
+    diffusers: Annotated[bool, typer.Option("--diffusers", help="A diffusers pipeline folder.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="The adapter alone.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="A pipeline with the adapter merged in.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="An ONNX graph.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/export if left out.")] = None,
+) -> None:
+    """Write the student in a form that loads elsewhere. Example: mfd export --safetensors"""
+    from mfd_cli.commands.export import export as command
+
+    command(
+        run, safetensors=safetensors, diffusers=diffusers, lora=lora, merged=merged, onnx=onnx, dtype=dtype,
+        output=output,
+    )  # fmt: skip
+
+
+@app.command()
+def doctor(json_target: Json = None) -> None:
+    """Show versions, devices, plugins and problems, for a bug report. Example: mfd doctor --json -"""
+    from mfd_cli.commands.doctor import doctor as command
+
+    command(json_target)
+
+
+@recipes_app.command("list")
+def recipes_list(json_target: Json = None) -> None:
+    """List the recipes that ship with mfd. Example: mfd recipes list"""
+    from mfd_cli.commands.recipes import list_recipes
+
+    list_recipes(json_target)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Recipe) -> None:
+    """Print a recipe with its comments. Example: mfd recipes show digits"""
+    from mfd_cli.commands.recipes import show
+
+    show(name)
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Recipe,
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="File; NAME.yaml here if left out.")] = None,
+    force: Force = False,
+) -> None:
+    """Copy a recipe to edit it. Example: mfd recipes copy digits mine.yaml"""
+    from mfd_cli.commands.recipes import copy
+
+    copy(name, None if path is None else str(path), force)
+
+
+@recipes_app.command("check")
+def recipes_check(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Recipe files, folders or names.")],
+    overrides: Overrides = None,
+    json_target: Json = None,
+) -> None:
+    """Check recipes without running them. Example: mfd recipes check mine.yaml"""
+    from mfd_cli.commands.recipes import check
+
+    check(paths, overrides or (), json_target)
+
+
+@recipes_app.command("schema")
+def recipes_schema(
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="File; stdout if left out.")] = None,
+    force: Force = False,
+) -> None:
+    """Write the JSON Schema of recipes, for editors. Example: mfd recipes schema recipe.schema.json"""
+    from mfd_cli.commands.recipes import schema
+
+    schema(None if path is None else str(path), force)
+
+
+@teachers_app.command("list")
+def teachers_list(json_target: Json = None) -> None:
+    """List registered teachers. Example: mfd teachers list"""
+    from mfd_cli.commands.teachers import list_teachers
+
+    list_teachers(json_target)
+
+
+@teachers_app.command("check")
+def teachers_check(
+    reference: Annotated[
+        str, typer.Argument(metavar="NAME-OR-RECIPE", help="Teacher or recipe.", autocompletion=completion.teachers)
+    ],
+    overrides: Overrides = None,
+    seed: Annotated[int, typer.Option(help="Seed of the check's noise.")] = 0,
+    json_target: Json = None,
+) -> None:
+    """Prove a teacher's adapter numerically. Example: mfd teachers check digits"""
+    from mfd_cli.commands.teachers import check
+
+    check(reference, overrides=overrides or (), seed=seed, json_target=json_target)
+
+
+@teachers_app.command("train")
+def teachers_train(
+    recipe: Recipe,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write.")] = None,
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Train a teacher by flow matching. Example: mfd teachers train recipes/teachers/digits.yaml"""
+    from mfd_cli.commands.teachers import train
+
+    train(recipe, output=output, overrides=overrides or (), force=force)
+
+
+def main() -> None:
+    """Runs the command line and exits with the contract's codes."""
+    try:
+        code = app(standalone_mode=False)
+    except MfdError as error:
+        if "--debug" in sys.argv:
+            raise
+        console.error(error)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:  # `mfd ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        sys.exit(_unexpected(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: Exception) -> int:
+    """Usage mistakes as Click words them (exit 2); anything else is a fault of ours, shown in full."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror and "--debug" not in sys.argv:
+        console.error(MfdError(f"{error.filename or ''}: {error.strerror}"))
+        return 2
+    raise error
+
+
+def _device(asked: str | None) -> str:
+    """The device asked for, or the best there is.
+
+    Raises:
+        MfdError: no such device here.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if asked is None:
+        return "cuda" if there else "cpu"
+    if asked.split(":")[0] not in ("cpu", "cuda") or (asked.startswith("cuda") and not there):
+        raise MfdError(f"--device {asked}: not here", allowed="cpu" + (" or cuda" if there else ""))
+    return asked

@@ -1,0 +1,175 @@
+"""`mfd benchmark`: speed and quality of a student, its teacher and other students, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mfd_cli import console
+from mfd_cli.errors import MfdError
+
+if TYPE_CHECKING:
+    from mfd_cli.inference.benchmark import Contestant, Effort
+    from mfd_cli.inference.quality import Reference
+    from mfd_cli.inference.sampler import Sampler
+    from teachers.base import Data
+
+_NUM, _BATCH = 10_000, 500  # where the recipe's `evaluate` block does not say
+
+
+def benchmark(
+    run: str | None = None,
+    *,
+    fps: bool = False,
+    quality: bool = False,
+    steps: str | None = None,
+    teacher_steps: str | None = None,
+    batch_size: int | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    compare: Sequence[str] = (),
+    json_target: str | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Prints the table, or JSON, and returns the report (docs/benchmark.md).
+
+    Args:
+        run: run folder, checkpoint, export; the newest run if None.
+        fps: whether to time; with `quality` false too, both are done.
+        quality: whether to judge samples.
+        steps: further steps of the student, as in "1,2,4".
+        teacher_steps: further steps of the teacher; its own and the students' are always there.
+        batch_size: samples per timed run, 1 if None; without timing, samples generated at once.
+        num: samples each model is judged by; the recipe's `evaluate.num` if None.
+        seed: names noise, conditions and reference.
+        compare: further runs or exports whose students join the table.
+        json_target: file to write JSON to, or "-" for stdout and nothing else there.
+        device: where to compute.
+
+    Raises:
+        MfdError: flags out of range, no such run, runs that do not compare, too few samples.
+        TeacherError: `--quality` for data without real samples.
+    """
+    students_steps = _step_list(steps, "--steps")
+    teachers_steps = _step_list(teacher_steps, "--teacher-steps")
+    for flag, value in (("--batch-size", batch_size), ("--num", num)):
+        if value is not None and value < 1:
+            raise MfdError(f"{flag} {value}", allowed="at least 1")
+    console.check_json_target(json_target)
+
+    from mfd_cli.inference.benchmark import contestants, report
+    from mfd_cli.inference.sampler import load_data, load_student
+    from mfd_cli.store.layout import find
+
+    path = str(find(run))
+    student = load_student(path, device=device)
+    notes: list[str] = []
+    teacher = _teacher(path, student, device, bool(teachers_steps), notes)
+    data = load_data(student.config, teacher.teacher if teacher else student.teacher)
+    effort = _effort(student, fps or not quality, batch_size, num, seed)
+    reference = _reference(data, effort, quality, notes) if quality or not fps else None
+    rows = contestants(teacher, _students(path, student, students_steps, compare, device), teachers_steps)
+    recipe = (student.config.get("recipe") or {}).get("name")
+    result = report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=console.note)
+    console.emit_json(result, json_target)
+    if json_target != "-":
+        show(result)
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a report to stdout for people."""
+    from mfd_cli.inference.benchmark import summary, table
+
+    console.table(*table(result))
+    for line in summary(result):
+        print(console.literal(line))
+
+
+def _step_list(text: str | None, flag: str) -> list[int]:
+    """Numbers of steps from "1,2,4", each once, in rising order."""
+    if text is None:
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise MfdError(f"{flag} {text}", allowed="whole numbers from 1, separated by commas, such as 1,2,4")
+    return sorted({int(part) for part in parts})
+
+
+def _teacher(path: str, student: Sampler, device: str, required: bool, notes: list[str]) -> Sampler | None:
+    """The student's teacher; None, with a note, where its weights are missing and nothing asked depends on them."""
+    from mfd_cli.inference.sampler import load_teacher
+    from teachers.base import TeacherError
+
+    try:
+        teacher = load_teacher(path, device=device)
+    except (MfdError, TeacherError) as error:
+        if required:
+            raise
+        notes.append(f"the teacher is left out: {error.found}")
+        console.warn(notes[-1])
+        return None
+    if student.config.get("identity") not in (None, teacher.teacher.identity()):
+        notes.append("the teacher's weights here are not those that the student was distilled from")
+        console.warn(notes[-1])
+    return teacher
+
+
+def _effort(student: Sampler, fps: bool, batch_size: int | None, num: int | None, seed: int) -> Effort:
+    from mfd_cli.inference.benchmark import Effort
+
+    recipe = (student.config.get("recipe") or {}).get("evaluate") or {}
+    judged_batch = recipe.get("batch_size") or _BATCH
+    return Effort(
+        fps=fps,
+        timed_batch=batch_size or 1,
+        num=num or recipe.get("num") or _NUM,
+        batch_size=judged_batch if fps or batch_size is None else batch_size,
+        seed=seed,
+    )
+
+
+def _reference(data: Data, effort: Effort, required: bool, notes: list[str]) -> Reference | None:
+    """What quality is held against; None, with a note, if the data has none and quality was not asked for by name."""
+    from mfd_cli.inference.quality import Reference
+    from teachers.base import TeacherError
+
+    try:
+        return Reference(data, effort.num, effort.seed)
+    except TeacherError as error:
+        if required:
+            raise
+        notes.append(f"quality was not measured: {error.found}")
+        return None
+
+
+def _students(
+    path: str, student: Sampler, steps: Sequence[int], compare: Sequence[str], device: str
+) -> list[Contestant]:
+    """The student at its own steps and those asked for, then the other runs' students at theirs."""
+    from mfd_cli.inference.benchmark import Contestant
+    from mfd_cli.inference.sampler import load_student
+    from mfd_cli.store.layout import find
+
+    counts = list(dict.fromkeys([student.steps, *steps]))
+    rows = [Contestant(student, count, student.config.get("method"), path) for count in counts]
+    for reference in compare:
+        place = str(find(reference))
+        other = load_student(place, device=device)
+        _require_comparable(student, other, place)
+        rows.append(Contestant(other, other.steps, other.config.get("method"), place))
+    return rows
+
+
+def _require_comparable(student: Sampler, other: Sampler, place: str) -> None:
+    """Refuses a comparison of students that do not make the same thing from the same noise and conditions."""
+    for what, mine, theirs in (
+        ("teacher", student.config["teacher"]["type"], other.config["teacher"]["type"]),
+        ("data", student.config["data"], other.config["data"]),
+        ("sample shape", list(student.teacher.sample_shape), list(other.teacher.sample_shape)),
+    ):
+        if mine != theirs:
+            raise MfdError(
+                f"--compare {place}: its {what} is {theirs}, that of the first run {mine}",
+                allowed="runs with the same type of teacher, the same data and the same sample shape",
+            )

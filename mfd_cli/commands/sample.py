@@ -1,0 +1,283 @@
+"""`mfd sample`: samples of a student, alone or beside its teacher on the same seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mfd_cli import console
+from mfd_cli.errors import MfdError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mfd_cli.inference.sampler import Sampler
+    from teachers.base import Data, Teacher
+
+_POINTS, _IMAGES = 2000, 20  # samples if --num is left out
+_FORMATS = "a picture (.png), numbers (.npz), or a folder of pictures (no suffix)"
+
+
+def sample(
+    run: str | None = None,
+    *,
+    steps: int | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    teacher: bool = False,
+    prompt: Sequence[str] = (),
+    prompts: Path | None = None,
+    label: Sequence[int] = (),
+    guidance: float | None = None,
+    batch_size: int = 500,
+    output: str | Path | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Writes samples and prints where they are.
+
+    Args:
+        run: run folder, checkpoint, export; the newest run if None.
+        steps: the student's Euler steps; those it was made for if None.
+        num: number of samples; enough for a picture if None, or one for each prompt.
+        seed: sample i has the noise of (seed, i).
+        teacher: whether the teacher samples too, in its own steps.
+        prompt: texts to draw, repeated until there are `num`.
+        prompts: UTF-8 file with one text a line, after those of `prompt`.
+        label: class indices, repeated until there are `num`.
+        guidance: guidance scale of the teacher if it samples too, else of the student.
+        batch_size: samples computed at once.
+        output: .png, .npz or a folder; a picture in the run folder (for an export: here) if None.
+        device: where to compute.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MfdError: flags that do not fit each other or the family.
+        TeacherError: a class or prompt that does not exist, or guidance for a family without a null condition.
+    """
+    _check_numbers(steps, num, batch_size, guidance)
+    texts = [*prompt, *(_read_prompts(prompts) if prompts is not None else [])]
+    kind = _kind_of(output)
+
+    from mfd_cli.inference.sampler import load_student, load_teacher
+    from mfd_cli.store.layout import find
+
+    path = find(run)
+    student = load_student(path, device=device)
+    asked, count = _asked(student.teacher, texts, label, num)
+    _check_kind(student.teacher, kind, count)
+    steps = steps or student.steps
+    _warn_student(student, steps, None if teacher else guidance)
+    samplers = [(student if teacher or guidance is None else replace(student, guidance=guidance), steps)]
+    if teacher:
+        loaded = load_teacher(path, device=device)
+        samplers.insert(0, (loaded if guidance is None else replace(loaded, guidance=guidance), loaded.steps))
+    target = _default_output(path, student, steps, seed, teacher) if output is None else Path(output)
+    request = {"count": count, "seed": seed, "asked": asked, "batch_size": batch_size}
+    if kind == "png":
+        _write_picture(target, samplers, request)
+    elif kind == "npz":
+        _write_numbers(target, samplers, request)
+    else:
+        _write_folder(target, samplers, request)
+    for sampler, taken in samplers:
+        each = sampler.evaluations.rows / count
+        cost = f"{taken} step{'s'[: taken != 1]}, {each:g} evaluation{'s'[: each != 1]} each"
+        console.note(f"{sampler.name}: {count} samples, {cost}")
+    print(console.literal(str(target)))
+    return target
+
+
+def _check_numbers(steps: int | None, num: int | None, batch_size: int, guidance: float | None) -> None:
+    for flag, value in (("--steps", steps), ("--num", num), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise MfdError(f"{flag} {value}", allowed="at least 1")
+    if guidance is not None and not (guidance >= 0 and math.isfinite(guidance)):
+        raise MfdError(f"--guidance {guidance}", allowed="0 or more; 1 is none")
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """The lines of a prompt file that are not empty."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise MfdError(f"--prompts {path}: {error.strerror}", allowed="a text file with one prompt a line") from error
+    except UnicodeDecodeError as error:
+        raise MfdError(f"--prompts {path}: not UTF-8 text", allowed="a text file with one prompt a line") from error
+    if not any(lines):
+        raise MfdError(f"--prompts {path}: no prompt in it", allowed="a text file with one prompt a line")
+    return [line for line in lines if line]
+
+
+def _kind_of(output: str | Path | None) -> str:
+    """What the output's name asks for: "png", "npz" or "folder"."""
+    if output is None:
+        return "png"
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", "\\")) or not path.suffix:
+        if path.is_file():
+            raise MfdError(f"-o {path} is a file, not a folder", allowed=_FORMATS)
+        return "folder"
+    if path.suffix.lower() not in (".png", ".npz"):
+        raise MfdError(f"-o {path}: no format '{path.suffix}'", allowed=_FORMATS)
+    return path.suffix.lower()[1:]
+
+
+def _asked(
+    teacher: Teacher, texts: Sequence[str], labels: Sequence[int], num: int | None
+) -> tuple[list[int | str] | None, int]:
+    """The condition of each sample (None: the family's examples) and their number."""
+    kind, name = teacher.condition_kind, teacher.settings.type
+    takes = {"none": "no conditions", "label": "class indices (--label)", "prompt": "texts (--prompt, --prompts)"}[kind]
+    for flag, given, wanted in (("--prompt", texts, "prompt"), ("--label", labels, "label")):
+        if given and kind != wanted:
+            raise MfdError(f"{flag}: the family '{name}' takes no {wanted}s", allowed=f"'{name}' takes {takes}")
+    wanted_items: list[int | str] = [*texts, *labels]
+    if not wanted_items:
+        return None, num or (_POINTS if teacher.sample_kind == "points" else _IMAGES)
+    count = num or (len(texts) if texts else max(_IMAGES, len(labels)))
+    if count < len(wanted_items):
+        raise MfdError(
+            f"--num {count} for {len(wanted_items)} {'prompts' if texts else 'labels'}",
+            allowed=f"at least {len(wanted_items)}, so that each is drawn",
+        )
+    if labels:
+        teacher.encode(list(labels))  # an unknown class is refused before anything is computed
+    return list(islice(cycle(wanted_items), count)), count
+
+
+def _check_kind(teacher: Teacher, kind: str, count: int) -> None:
+    if teacher.sample_kind == "points" and kind == "folder":
+        raise MfdError(
+            f"a folder of pictures of '{teacher.settings.type}', whose samples are points", allowed=".png or .npz"
+        )
+    if teacher.sample_kind == "images" and kind == "png":
+        from mfd_cli.inference.pictures import require_grid
+
+        require_grid(count)
+
+
+def _warn_student(student: Sampler, steps: int, guidance: float | None) -> None:
+    made_for = student.steps
+    if steps != made_for:
+        console.warn(
+            f"this student is made for {made_for} step{'s'[: made_for != 1]}; with {steps} its quality is not what was "
+            "trained"
+        )
+    if guidance not in (None, 1.0):
+        console.warn(
+            f"guidance {guidance:g}: students are distilled to sample without; the teacher's guidance is already in "
+            "them"
+        )
+
+
+def _default_output(path: Path, student: Sampler, steps: int, seed: int, teacher: bool) -> Path:
+    from mfd_cli.store.layout import run_of
+
+    recipe = student.config.get("recipe") or {}
+    run = run_of(path)
+    parts = [str(recipe.get("name") or path.stem)]
+    if run is not None and path.parent == run.checkpoints:
+        parts.append(path.name)
+    if teacher:
+        parts.append("teacher")
+    name = "-".join([*parts, f"steps{steps}", f"seed{seed}.png"])
+    return Path(name) if run is None else run.root / "samples" / name
+
+
+def _write_picture(target: Path, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> None:
+    from mfd_cli.inference.pictures import comparison, save_png
+
+    student = samplers[-1][0]
+    points = student.teacher.sample_kind == "points"
+    data = _data_of(student) if points else None
+    picture = comparison(
+        samplers,
+        **request,
+        noise=points and len(samplers) > 1,
+        modes=data.modes() if data else None,
+        target=data.reference(request["count"], request["seed"]) if data else None,
+    )
+    save_png(target, picture, _facts(samplers, request))
+
+
+def _data_of(student: Sampler) -> Data | None:
+    """The data that a student's points are drawn against; None, with a note, where it cannot be had."""
+    from mfd_cli.inference.sampler import load_data
+    from teachers.base import TeacherError
+
+    try:
+        data = load_data(student.config, student.teacher)
+        data.reference(1, 0)
+    except (MfdError, TeacherError) as error:
+        console.note(f"the picture shows no target: {error.found}")
+        return None
+    return data
+
+
+def _write_numbers(target: Path, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> None:
+    import io
+
+    import numpy as np
+
+    from mfd_cli.store.files import write_bytes
+
+    student = samplers[-1][0]
+    arrays: dict[str, Any] = {"seed": request["seed"]}
+    for sampler, steps in samplers:
+        prefix = "teacher_" if sampler.name == "teacher" else ""
+        arrays[f"{prefix}samples"] = _samples(sampler, steps, request).numpy()
+        arrays[f"{prefix}steps"], arrays[f"{prefix}guidance"] = steps, sampler.guidance
+    if student.teacher.condition_kind != "none":
+        asked = request["asked"] or student.teacher.examples(request["count"])
+        arrays[f"{student.teacher.condition_kind}s"] = np.array(asked)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, buffer.getvalue())
+
+
+def _write_folder(target: Path, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> None:
+    from mfd_cli.inference.pictures import save_png, to_picture
+
+    folders = [target / sampler.name if len(samplers) > 1 else target for sampler, _ in samplers]
+    for folder in folders:
+        _refuse_leftovers(folder, request["count"])
+    for folder, (sampler, steps) in zip(folders, samplers, strict=True):
+        facts = _facts([(sampler, steps)], request)
+        for number, image in enumerate(_samples(sampler, steps, request)):
+            save_png(folder / f"{number:06d}.png", to_picture(image), facts | {"sample": number})
+
+
+def _refuse_leftovers(folder: Path, count: int) -> None:
+    """Raises MfdError if pictures of a longer earlier sampling would stay behind and mix with the new ones."""
+    extra = [file for file in folder.glob("[0-9]*.png") if file.stem.isdigit() and int(file.stem) >= count]
+    if extra:
+        raise MfdError(
+            f"-o {folder}: {len(extra)} pictures of an earlier, longer sampling would stay among the new {count}",
+            do="choose another folder, or empty this one",
+        )
+
+
+def _samples(sampler: Sampler, steps: int, request: dict[str, Any]) -> Tensor:
+    return sampler.sample(
+        request["count"],
+        steps=steps,
+        seed=request["seed"],
+        asked=request["asked"],
+        batch_size=request["batch_size"],
+    )
+
+
+def _facts(samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> dict[str, object]:
+    """What a PNG says about itself."""
+    from mfd_cli.inference.pictures import title_of
+
+    return {"Software": "mfd", "seed": request["seed"]} | {
+        "models": "; ".join(title_of(sampler, steps) for sampler, steps in samplers)
+    }

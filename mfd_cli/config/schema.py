@@ -1,0 +1,204 @@
+"""Everything that a recipe can say. One model per block; the descriptions are the documentation (docs/recipe.md).
+
+The blocks `teacher`, `method` and `data` have a `type`: the rest of such a block is defined by the class registered
+under that name, so `recipe_model` builds the complete schema for the three types a recipe names.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
+
+from teachers.registry import Registry, RegistryError
+from teachers.registry import data as data_registry
+from teachers.registry import teachers as teacher_registry
+from teachers.settings import Strict
+
+
+def _plain_name(name: str) -> str:
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        raise ValueError("a name is letters, digits, '-', '_' and '.', and does not begin with '.'")
+    if name == "latest" or len(name) > 100:
+        raise ValueError("a name has at most 100 characters and is not 'latest', which means the newest run")
+    return name
+
+
+class Student(Strict):
+    """What is trained: a copy of the teacher's network, sampled in `steps` Euler steps."""
+
+    steps: int = Field(1, ge=1, le=64, description="Steps the student is made for; each is one evaluation at sampling.")
+    shift: float = Field(
+        1.0, gt=0, description="Time shift of the student's schedule; above 1 moves its steps towards noise."
+    )
+    weights: Literal["full"] = Field("full", description="full: every weight is trained.")
+
+
+class Optimizer(Strict):
+    """One optimizer. The defaults are the published script's."""
+
+    type: Literal["adamw", "adam"] = Field("adamw", description="adam couples weight decay into the gradient.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of the first and second moment, in [0, 1).")
+    eps: float = Field(1e-8, gt=0, description="Term that keeps the division by the second moment finite.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
+    clip: float | None = Field(1.0, gt=0, description="Largest global gradient norm; null: no clipping.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the rate falls from `lr` to `final` x `lr` over this optimizer's updates."
+    )
+    final: float = Field(0.1, ge=0, le=1, description="Share of `lr` left at the end (linear and cosine).")
+    warmup: int = Field(0, ge=0, description="Updates of this optimizer over which the rate rises from 0.")
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> Optimizer:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
+        return self
+
+
+class Optimizers(Strict):
+    """The student's and the auxiliary's optimizer."""
+
+    student: Optimizer = Field(default_factory=Optimizer, description="The student's optimizer.")
+    aux: Optimizer = Field(default_factory=Optimizer, description="The auxiliary flow's optimizer.")
+
+
+class Train(Strict):
+    """Length, batch and precision."""
+
+    updates: int = Field(ge=1, description="Student updates; each comes with `method.aux_updates` auxiliary ones.")
+    batch_size: int = Field(
+        ge=1, description="Samples per update over all processes and accumulation steps; activations grow with it."
+    )
+    accumulation: int = Field(
+        1, ge=1, description="Parts a batch is computed in, one after the other: less memory, same gradient."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and ODE states stay fp32.")
+    ema: float | None = Field(
+        0.999, gt=0, lt=1, description="Decay of the averaged student that is saved; null: the raw weights."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's choice.")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Train:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        return self
+
+
+class Log(Strict):
+    """What a run writes while it trains. Nothing here changes its weights."""
+
+    every: int = Field(20, ge=1, description="Student updates between lines of metrics.jsonl.")
+    preview_every: int = Field(500, ge=0, description="Updates between previews; 0: first and last only.")
+    checkpoint_every: int = Field(500, ge=0, description="Updates between checkpoints; 0: at the end only.")
+    keep: int = Field(2, ge=2, description="Checkpoints kept; the one before the newest is the fallback.")
+    trackers: list[Literal["tensorboard", "wandb"]] = Field([], description="Further places metrics go to.")
+
+
+class Evaluate(Strict):
+    """The check of quality and speed that ends a run, and the defaults of `mfd benchmark`."""
+
+    num: int = Field(10_000, ge=0, description="Samples each model is judged by after training; 0: no closing check.")
+    batch_size: int = Field(500, ge=1, description="Samples generated at once while judging quality.")
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class RecipeBase(Strict):
+    """Blocks that are the same for every teacher and method."""
+
+    name: Name = Field(description="Name of the recipe; the run folder is runs/<name>.")
+    seed: int = Field(0, ge=0, description="Seed of every random number of the run.")
+    student: Student = Field(default_factory=Student, description="The student.")
+    optim: Optimizers = Field(default_factory=Optimizers, description="Optimizers.")
+    train: Train = Field(description="Length, batch and precision.")
+    log: Log = Field(default_factory=Log, description="Logging, previews and checkpoints.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="The closing check.")
+
+
+class TeacherTraining(Strict):
+    """`mfd teachers train`: plain flow matching on data."""
+
+    updates: int = Field(ge=1, description="Optimizer updates.")
+    batch_size: int = Field(ge=1, description="Images per update.")
+    ema: float | None = Field(0.999, gt=0, lt=1, description="Decay of the averaged weights that are saved.")
+    drop_condition: float = Field(
+        0.1, ge=0, lt=1, description="Share of items trained without condition, so that the teacher can be guided."
+    )
+    times: Literal["uniform", "logit-normal"] = Field("uniform", description="Distribution of training times.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's choice.")
+
+
+class TeacherRecipeBase(Strict):
+    """A recipe of `mfd teachers train`."""
+
+    name: Name = Field(description="Name of the recipe.")
+    seed: int = Field(0, ge=0, description="Seed of every random number.")
+    optim: Optimizer = Field(default_factory=Optimizer, description="The optimizer.")
+    train: TeacherTraining = Field(description="Length and batch.")
+
+
+def recipe_model(teacher: str | None, method: str | None, data: str | None) -> type[RecipeBase]:
+    """The complete schema for a recipe with these three types.
+
+    None stands for a type that is not known: that block is then not looked into, so that the others can be checked.
+
+    Raises:
+        RegistryError: a name nobody registered, or whose class has no strict settings.
+    """
+    from mfd_cli.methods.registry import methods
+
+    return create_model(
+        "Recipe",
+        __base__=RecipeBase,
+        teacher=_block(teacher_registry, teacher, "The flow model to distill."),
+        method=_block(methods, method, "The distillation method."),
+        data=_block(data_registry, data, "Where conditions come from."),
+    )
+
+
+def teacher_recipe_model(teacher: str | None, data: str | None) -> type[TeacherRecipeBase]:
+    """The complete schema of a `mfd teachers train` recipe with these two types; None as in `recipe_model`."""
+    return create_model(
+        "TeacherRecipe",
+        __base__=TeacherRecipeBase,
+        teacher=_block(teacher_registry, teacher, "The teacher to train."),
+        network=_network(teacher),
+        data=_block(data_registry, data, "What it is trained on."),
+    )
+
+
+def settings_of(registry: Registry, name: str) -> type[BaseModel]:
+    """The settings that the class registered under `name` declares.
+
+    Raises:
+        RegistryError: nobody registered the name, or its `Settings` would let an unknown key pass.
+    """
+    settings = getattr(registry.get(name), "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
+        raise RegistryError(f"{registry.kind} '{name}' declares no Settings", do="tell the authors of its plugin")
+    if settings.model_config.get("extra") != "forbid":
+        raise RegistryError(
+            f"the Settings of {registry.kind} '{name}' let unknown keys pass",
+            allowed="a subclass of teachers.base.Settings, or extra='forbid'",
+        )
+    return settings
+
+
+def _block(registry: Registry, name: str | None, description: str) -> Any:
+    """A field of the recipe: its type and what it is for."""
+    if name is None:
+        return (Any, Field(None, description=description))
+    return (settings_of(registry, name), Field(description=description))
+
+
+def _network(teacher: str | None) -> Any:
+    """The field that says what network to train."""
+    if teacher is None:
+        return (Any, Field(None, description="The network."))
+    network = getattr(teacher_registry.get(teacher), "Network", None)
+    if network is None:
+        raise RegistryError(f"a teacher of type '{teacher}' cannot be trained by mfd", do="train it with its own code")
+    return (network, Field(default_factory=network, description="The network to train."))

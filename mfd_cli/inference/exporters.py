@@ -1,0 +1,295 @@
+"""A student as one self-describing `.safetensors` file with a model card, checked before it counts as written.
+
+The file is made under a hidden name, loaded again by a fresh process, sampled there and compared with the student it
+came from; only then does it get its name. So an export that exists has passed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfd_cli.errors import MfdError, RunStopped
+from mfd_cli.inference.sampler import Sampler
+from mfd_cli.store.files import sha256, write_bytes
+from mfd_cli.store.student import StoredStudent, fingerprint, read_student, save_student_file
+from teachers.registry import teachers as teacher_registry
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: largest root-mean-square difference of samples, relative to their standard deviation; fp32 has to agree in every bit
+TOLERANCE = {"fp32": 0.0, "bf16": 0.05, "fp16": 0.01}
+CARD = "README.md"
+
+_CARD_MARK = "library_name: mfd\n"
+_CHECK_COUNT, _CHECK_SEED, _CHECK_SECONDS = 8, 0, 1800
+
+#: run by the fresh process: file, count, seed, threads and the plugin's file come as arguments, samples go to stdout
+_CHECK = """
+import sys
+import numpy, torch
+file, count, seed, threads, plugin = sys.argv[1:]
+torch.set_num_threads(int(threads))
+if plugin:
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("mfd_plugin", plugin)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+from mfd_cli import load_student
+samples = load_student(file).sample(int(count), seed=int(seed))
+numpy.save(sys.stdout.buffer, samples.float().numpy(), allow_pickle=False)
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote.
+
+    Attributes:
+        file: the weights with their config.
+        card: the model card beside it.
+        sha256: of the file.
+        check: what the fresh process found, for people.
+        already_there: whether the same export stood there before.
+    """
+
+    file: Path
+    card: Path
+    sha256: str
+    check: str
+    already_there: bool = False
+
+
+def export_student(
+    student: Sampler, folder: Path, *, dtype: str = "fp32", benchmark: Mapping[str, Any] | None = None
+) -> Export:
+    """Writes `<recipe name>.safetensors` and a model card into a folder.
+
+    Args:
+        student: a loaded student on the CPU.
+        folder: where to; made if needed.
+        dtype: type of the stored weights, a name in DTYPES; they are computed with in fp32 again when loaded.
+        benchmark: report of `mfd benchmark` for the card's figures.
+
+    Raises:
+        MfdError: the folder holds another export or a foreign README, or the weights do not fit the type.
+        RunStopped: the file did not give the student's samples when loaded again; it is not kept.
+    """
+    config = export_config(student, dtype)
+    weights = cast_weights(student.network.state_dict(), dtype)
+    file, card = folder / f"{config['recipe']['name']}.safetensors", folder / CARD
+    _refuse_foreign(file, card)
+    present = _identical(file, config, weights)
+    made_here = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as aside:
+            fresh = file if present else Path(aside) / file.name
+            if not present:
+                save_student_file(fresh, config, weights)
+            check = check_export(fresh, student, dtype)
+            if not present:
+                os.replace(fresh, file)
+    except BaseException:
+        if made_here and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    digest = sha256(file)
+    write_bytes(card, model_card(config, file.name, digest, check, benchmark).encode())
+    return Export(file, card, digest, check, present)
+
+
+def export_config(student: Sampler, dtype: str) -> dict[str, Any]:
+    """A student's config as an exported file carries it: complete, but without paths of the machine it was made on."""
+    config = {key: value for key, value in student.config.items() if key not in ("format", "weights_sha256")}
+    if "name" not in (config.get("recipe") or {}):
+        raise MfdError("the student's config holds no recipe, so the export has no name", do="train it again")
+    return pathless(config | {"dtype": dtype})
+
+
+def cast_weights(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Weights in another floating-point type; integer tensors stay as they are.
+
+    Raises:
+        MfdError: a weight is not finite, or too large for the type.
+    """
+    cast = {
+        name: value.detach().cpu().to(DTYPES[dtype]) if value.is_floating_point() else value.detach().cpu()
+        for name, value in weights.items()
+    }
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise MfdError(f"NaN or infinite values in {', '.join(broken[:5])}", do="export an earlier checkpoint")
+    large = [name for name, value in cast.items() if value.is_floating_point() and not value.isfinite().all()]
+    if large:
+        raise MfdError(f"{dtype} cannot hold the values of {', '.join(large[:5])}", allowed="--dtype bf16 or fp32")
+    return cast
+
+
+def check_export(file: Path, student: Sampler, dtype: str) -> str:
+    """Loads a file in a fresh process, compares its samples with the student's, and says what was found.
+
+    Raises:
+        RunStopped: the process failed, or the samples differ by more than TOLERANCE.
+    """
+    expected = student.sample(_CHECK_COUNT, seed=_CHECK_SEED).float().numpy()
+    found = _samples_of_fresh_process(file, student)
+    if dtype == "fp32":
+        if found.shape != expected.shape or found.tobytes() != expected.tobytes():
+            raise _failed(f"its samples differ from the student's by up to {_largest(found, expected)}")
+        return f"{_CHECK_COUNT} samples equal bit for bit"
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        raise _failed("its samples have another shape or are not finite")
+    difference = float(np.sqrt(np.mean((found - expected) ** 2)) / max(float(expected.std()), 1e-12))
+    if difference > TOLERANCE[dtype]:
+        raise _failed(f"its samples differ from the fp32 student's by {difference:.2g} of their standard deviation")
+    return f"{_CHECK_COUNT} samples within {difference:.1g} of fp32 (allowed {TOLERANCE[dtype]:g})"
+
+
+def refuse_format(flag: str, student: Sampler) -> MfdError:
+    """Why this student cannot be written in the format that `--lora`, `--merged`, `--diffusers` or `--onnx` names."""
+    family = student.config["teacher"]["type"]
+    reason = {
+        "--lora": "the student has full weights: there is nothing to export as LoRA",
+        "--merged": "the student has full weights: there is no adapter to merge, --safetensors already is all of it",
+        "--diffusers": f"the family '{family}' has no diffusers pipeline to write for",
+        "--onnx": "ONNX is not available in this version",
+    }[flag]
+    return MfdError(f"{flag}: {reason}", allowed="--safetensors")
+
+
+def pathless(value: Any) -> Any:
+    """JSON data with absolute paths cut to their last part, so that a shared file does not tell where it was made."""
+    if isinstance(value, Mapping):
+        return {key: pathless(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [pathless(item) for item in value]
+    if isinstance(value, str) and "\n" not in value:
+        if PurePosixPath(value).is_absolute() or value.startswith("~/"):
+            return PurePosixPath(value).name
+        if PureWindowsPath(value).is_absolute():
+            return PureWindowsPath(value).name
+    return value
+
+
+def model_card(
+    config: Mapping[str, Any], file: str, digest: str, check: str, benchmark: Mapping[str, Any] | None = None
+) -> str:
+    """The README of an export: what it is, where it comes from, figures, licence, how to load it."""
+    import yaml
+
+    recipe, steps = config["recipe"], config["student"]["steps"]
+    plural = "step" if steps == 1 else "steps"
+    identity = config.get("identity") or {}
+    parts = [
+        f"---\n{_CARD_MARK}tags: [flow-matching, distillation, few-step]\n---",
+        f"# {recipe['name']}: a student that samples in {steps} {plural}",
+        f"Distilled from a flow-matching teacher of the family `{config['teacher']['type']}` with the method "
+        f"`{config.get('method')}`, {config.get('update')} updates"
+        + (", averaged weights (EMA)" if config.get("ema") else "")
+        + f". One sample costs {steps} unguided network evaluation{'s'[: steps != 1]}.",
+        "## Teacher\n\n" + "\n".join(f"- {key}: `{value}`" for key, value in identity.items()) if identity else "",
+        f"## File\n\n`{file}`, weights in {config.get('dtype', 'fp32')}, SHA-256 `{digest}`. Its header (key `mfd`) "
+        f"holds everything that sampling needs. Checked after writing: {check}.",
+        f'## Use\n\n```python\nfrom mfd_cli import load_student\n\nstudent = load_student("{file}")\n'
+        "samples = student.sample(16, seed=0)\n```\n\n"
+        f"or `mfd sample {file}`.",
+        _figures(benchmark),
+        f"## Recipe\n\n```yaml\n{yaml.safe_dump(pathless(recipe), sort_keys=False, allow_unicode=True)}```",
+        "## Licence\n\nA distilled student is derived from its teacher's weights and data: their licences apply to it "
+        "as well. State the licence here before publishing.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _figures(benchmark: Mapping[str, Any] | None) -> str:
+    """The card's table of `mfd benchmark`'s rows; empty without a report."""
+    rows = (benchmark or {}).get("rows") or []
+    if not rows:
+        return ""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
+    names = ["model", "steps", "evaluations", "batch", "samples / s", *metrics]
+    lines = [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * len(names))} |"]
+    for row in rows:
+        found = row.get("metrics") or {}
+        cells = [row.get("model"), row.get("steps"), row.get("evaluations"), row.get("batch_size"), row.get("fps")]
+        lines.append(f"| {' | '.join(_cell(cell) for cell in [*cells, *(found.get(name) for name in metrics)])} |")
+    where = ", ".join(
+        str(value) for value in ((benchmark or {}).get("device"), (benchmark or {}).get("dtype")) if value
+    )
+    return f"## Figures\n\nMeasured by `mfd benchmark`{f' ({where})' if where else ''}.\n\n" + "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _refuse_foreign(file: Path, card: Path) -> None:
+    """Raises MfdError if a README that mfd did not write, or another student's file, stands in the folder."""
+    elsewhere = "choose another folder with -o"
+    if card.exists() and not card.read_text(encoding="utf-8", errors="replace").startswith(f"---\n{_CARD_MARK}"):
+        raise MfdError(f"{card} exists and is not a model card of mfd", do=elsewhere)
+    others = [other.name for other in file.parent.glob("*.safetensors") if other.name != file.name]
+    if others:
+        raise MfdError(f"{file.parent} already holds {', '.join(sorted(others)[:3])}", do=elsewhere)
+
+
+def _identical(file: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
+    """Whether the file already holds this student; False if there is no file.
+
+    Raises:
+        MfdError: it holds something else.
+    """
+    if not file.exists():
+        return False
+    try:
+        stored: StoredStudent | None = read_student(file)
+    except MfdError:
+        stored = None
+    if stored is not None:
+        kept = {key: value for key, value in stored.config.items() if key not in ("format", "weights_sha256")}
+        if kept == config and stored.config["weights_sha256"] == fingerprint(weights):
+            return True
+    raise MfdError(f"{file} exists and holds something else", do="choose another folder with -o")
+
+
+def _samples_of_fresh_process(file: Path, student: Sampler) -> np.ndarray:
+    name = student.config["teacher"]["type"]
+    plugin = ""
+    if teacher_registry.origin(name) == "plugin":
+        plugin = str(getattr(sys.modules.get(type(student.teacher).__module__), "__file__", None) or "")
+    arguments = [str(file.resolve()), str(_CHECK_COUNT), str(_CHECK_SEED), str(torch.get_num_threads()), plugin]
+    # the same packages as here, wherever they were imported from
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _CHECK, *arguments], capture_output=True, env=environment, timeout=_CHECK_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _failed(f"a fresh process took more than {_CHECK_SECONDS} s to sample from it") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise _failed(f"a fresh process could not sample from it ({lines[-1]})")
+    return np.load(io.BytesIO(done.stdout), allow_pickle=False)
+
+
+def _largest(found: np.ndarray, expected: np.ndarray) -> str:
+    if found.shape != expected.shape:
+        return f"their shape ({list(found.shape)} instead of {list(expected.shape)})"
+    return f"{float(np.abs(found - expected).max()):.2g}"
+
+
+def _failed(what: str) -> RunStopped:
+    return RunStopped(
+        f"the exported file failed its check: {what}; no new export was kept",
+        do="export again; if it happens twice, report it with the output of `mfd doctor`",
+    )

@@ -1,0 +1,200 @@
+"""Samples from a student, or from a teacher on the same seeds.
+
+Noise of sample i is a function of (seed, i) alone, so the same seed gives teacher and student the same noise, and a
+sample does not depend on the batch it was computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfd_cli.config.load import load_recipe
+from mfd_cli.errors import MfdError
+from mfd_cli.flow import time_grid
+from mfd_cli.seeds import Stream
+from mfd_cli.solvers import integrate_grid
+from mfd_cli.store.layout import find, run_of
+from mfd_cli.store.student import read_student
+from mfd_cli.store.tensors import load_into
+from teachers.base import Data, Teacher
+from teachers.conditions import Condition
+from teachers.conditions import to as condition_to
+from teachers.guidance import Evaluations, VelocityField
+from teachers.registry import data as data_registry
+from teachers.registry import teachers as teacher_registry
+
+
+@dataclass
+class Sampler:
+    """A network that samples: teacher or student.
+
+    Attributes:
+        name: "teacher" or "student".
+        teacher: adapter of the family (a student's holds no teacher weights).
+        network: velocity network to evaluate.
+        steps: Euler steps unless asked otherwise.
+        shift: time shift of the schedule.
+        guidance: guidance scale unless asked otherwise; students are unguided (1).
+        config: a student's stored config; empty for a teacher.
+        device: where samples are computed.
+        evaluations: forward passes so far, one per row.
+    """
+
+    name: str
+    teacher: Teacher
+    network: nn.Module
+    steps: int
+    shift: float = 1.0
+    guidance: float = 1.0
+    config: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    evaluations: Evaluations = field(default_factory=Evaluations)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        asked: Sequence[int | str] | None = None,
+        guidance: float | None = None,
+        batch_size: int = 500,
+        first: int = 0,
+    ) -> Tensor:
+        """Decoded samples on the CPU.
+
+        Args:
+            count: number of samples N.
+            steps: Euler steps; the sampler's own if None.
+            seed: sample i has the noise of (seed, i).
+            asked: N class indices or prompts; the family's own examples if None.
+            guidance: guidance scale; the sampler's own if None.
+            batch_size: samples computed at once; changes nothing but memory and speed.
+            first: index of the first sample.
+
+        Returns:
+            Points [N, D] or images [N, C, H, W] in [0, 1].
+
+        Raises:
+            MfdError: steps or count below 1, or `asked` of another length.
+            TeacherError: something asked for does not exist.
+        """
+        return torch.cat(
+            [
+                self.decode(states).cpu()
+                for states in self.states(
+                    count, steps=steps, seed=seed, asked=asked, guidance=guidance, batch_size=batch_size, first=first
+                )
+            ]
+        )
+
+    def states(
+        self,
+        count: int,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        asked: Sequence[int | str] | None = None,
+        guidance: float | None = None,
+        batch_size: int = 500,
+        first: int = 0,
+    ) -> Iterator[Tensor]:
+        """Undecoded states at t = 1, one batch after another; arguments as in `sample`."""
+        if count < 1 or (steps is not None and steps < 1):
+            raise MfdError(f"{count} samples in {steps or self.steps} steps", allowed="at least 1 of each")
+        wanted = list(asked) if asked is not None else self.teacher.examples(count)
+        if wanted and len(wanted) != count:
+            raise MfdError(f"{len(wanted)} conditions for {count} samples", allowed="one for each sample")
+        for start in range(0, count, batch_size):
+            size = min(batch_size, count - start)
+            condition = self.teacher.encode(wanted[start : start + size]) if wanted else self.teacher.encode([])
+            noise = Stream(seed, 0, first + start, size, self.device).normal("sample", self.teacher.sample_shape)
+            yield self.generate(noise, condition_to(condition, self.device), steps=steps, guidance=guidance)
+
+    @torch.inference_mode()
+    def generate(
+        self, noise: Tensor, condition: Condition, *, steps: int | None = None, guidance: float | None = None
+    ) -> Tensor:
+        """States at t = 1 [B, ...] from noise [B, ...] on the sampler's device, by Euler steps."""
+        scale = self.guidance if guidance is None else guidance
+        velocity = VelocityField(self.teacher, self.network, condition, scale, self.evaluations)
+        return integrate_grid(velocity, noise, time_grid(steps or self.steps, self.shift)).end
+
+    @torch.inference_mode()
+    def decode(self, states: Tensor) -> Tensor:
+        """Finished samples of states at t = 1."""
+        return self.teacher.decode(states)
+
+
+def load_student(path: str | Path | None = None, *, device: str | torch.device = "cpu") -> Sampler:
+    """The student of a run folder, checkpoint, export folder or exported file; of the newest run if None.
+
+    Raises:
+        MfdError: nothing usable there; the message says what was found.
+    """
+    stored = read_student(find(None if path is None else str(path)))
+    config = stored.config
+    teacher = build_adapter(config)
+    network = teacher.build_network()
+    load_into(network, stored.weights, stored.path)
+    student = config["student"]
+    return Sampler(
+        "student",
+        teacher.to(device),
+        network.eval().requires_grad_(False).to(device),
+        student["steps"],
+        student["shift"],
+        config=config,
+        device=torch.device(device),
+    )
+
+
+def build_adapter(config: dict[str, Any]) -> Teacher:
+    """The family's adapter for a stored student, without the teacher's weights."""
+    cls = teacher_registry.get(config["teacher"]["type"])
+    settings = cls.Settings.model_validate(config["teacher"], strict=False)  # type: ignore[attr-defined]
+    return cls(settings, config["architecture"])
+
+
+def teacher_sampler(teacher: Teacher, device: str | torch.device = "cpu") -> Sampler:
+    """A loaded teacher as a sampler, guided and stepped as its settings say."""
+    settings = teacher.settings
+    assert teacher.network is not None, "load the teacher first"
+    return Sampler(
+        "teacher", teacher.to(device), teacher.network, settings.steps, settings.shift, settings.guidance,
+        device=torch.device(device),
+    )  # fmt: skip
+
+
+def load_teacher(reference: str | Path | None = None, *, device: str | torch.device = "cpu") -> Sampler:
+    """The teacher of a run or an export (RUN), or of a recipe given by file or name.
+
+    Raises:
+        MfdError: neither; or the teacher's weights are missing.
+    """
+    block = _teacher_block(None if reference is None else str(reference))
+    cls = teacher_registry.get(block["type"])
+    settings = cls.Settings.model_validate(block, strict=False)  # type: ignore[attr-defined]
+    return teacher_sampler(cls.load(settings), device)  # type: ignore[attr-defined]
+
+
+def load_data(config: dict[str, Any], teacher: Teacher) -> Data:
+    """The data source of a stored student's recipe."""
+    cls = data_registry.get(config["data"]["type"])
+    return cls.load(cls.Settings.model_validate(config["data"], strict=False), teacher)  # type: ignore[attr-defined]
+
+
+def _teacher_block(reference: str | None) -> dict[str, Any]:
+    if reference is not None and (reference.endswith((".yaml", ".yml")) or not Path(reference).exists()):
+        return load_recipe(reference).resolved["teacher"]
+    path = find(reference)
+    run = run_of(path)
+    if run is not None and run.recipe.is_file():
+        return load_recipe(str(run.recipe)).resolved["teacher"]
+    return read_student(path).config["teacher"]

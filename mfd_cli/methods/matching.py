@@ -1,0 +1,37 @@
+"""What distribution-matching methods share: the auxiliary's flow matching, and a direction turned into a gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mfd_cli.flow import interpolate
+from mfd_cli.methods.base import Batch, Loss
+
+
+def flow_matching_loss(batch: Batch) -> Loss:
+    """L(phi) = mean |v_phi(X_t, t) - (X_1 - X_0)|^2 on the student's own samples, t uniform.
+
+    X_1 = sg[G(z)] and X_0 is fresh noise, independent of z: with the generator's own z the auxiliary would learn the
+    field of another coupling. Unguided. Source: arXiv 2606.11155, Algorithm 1; Lipman et al. 2023, arXiv 2210.02747.
+    """
+    with torch.no_grad():
+        data = batch.generate()
+    noise = batch.random.normal("x0", batch.shape)
+    t = batch.random.uniform("t")
+    error = batch.auxiliary(interpolate(noise, data, t), t) - (data - noise)
+    return Loss(error.square().mean(), times=t)
+
+
+def surrogate_loss(direction: Tensor, point: Tensor, times: Tensor) -> Loss:
+    """mean(sg[D] * point), whose gradient is D per element of `point`, over the number of elements.
+
+    The value itself means nothing (it is unbounded below), so mean D^2 / 2 is what is reported.
+
+    Args:
+        direction: D [B, ...]; no gradient flows into it.
+        point: what the student is moved at, X_s or X_1 [B, ...].
+        times: for reports.
+    """
+    direction = direction.detach()
+    return Loss((direction * point).mean(), 0.5 * direction.square().mean(), times)

@@ -1,0 +1,1 @@
+"""What is trained: student, auxiliary and averaged student."""

@@ -1,0 +1,33 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class AveragedNetwork:
+    """A copy of a network whose weights follow the original's: w <- decay w + (1 - decay) w_now.
+
+    The decay grows with the number of updates, min(decay, (1 + n) / (10 + n)), so that the starting weights are
+    forgotten early. Buffers are copied.
+
+    Args:
+        network: the network to follow; its present weights are the starting point.
+        decay: weight of the past, in (0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self._averaged = list(self.network.parameters())
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, updates: int) -> None:
+        """Takes in the network's weights after its `updates`-th update (counted from 1)."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(self._averaged, list(network.parameters()), 1 - decay)
+        for averaged, now in zip(self.network.buffers(), network.buffers(), strict=True):
+            averaged.copy_(now)

@@ -1,0 +1,115 @@
+"""The trained networks of a run and their optimizers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mfd_cli.config.schema import Optimizer as OptimizerSettings
+from mfd_cli.networks.ema import AveragedNetwork
+from teachers.base import Teacher
+
+
+@dataclass
+class Role:
+    """A trained network with its optimizer.
+
+    Attributes:
+        name: "student" or "aux".
+        network: the bare network.
+        optimizer: over its trainable parameters.
+        settings: the recipe's block.
+        updates: number of updates in the whole run, over which a rate schedule is spread.
+        wrapped: the network as the loop calls it with gradient (data-parallel); the bare one in a single process.
+    """
+
+    name: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    settings: OptimizerSettings
+    updates: int
+    wrapped: nn.Module
+
+    def parameter_names(self) -> list[str]:
+        """Names of the trainable parameters, in the optimizer's order."""
+        return [name for name, value in self.network.named_parameters() if value.requires_grad]
+
+    def set_rate(self, done: int) -> float:
+        """Sets and returns the learning rate of the update that follows `done` others."""
+        rate = learning_rate(self.settings, done, self.updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+
+@dataclass
+class Roles:
+    """Student, auxiliary and, if the recipe averages, the averaged student."""
+
+    student: Role
+    auxiliary: Role
+    average: AveragedNetwork | None
+
+    def final(self) -> nn.Module:
+        """The network that is saved and sampled: the average if there is one."""
+        return self.average.network if self.average is not None else self.student.network
+
+
+def build_roles(
+    teacher: Teacher,
+    student: OptimizerSettings,
+    auxiliary: OptimizerSettings,
+    *,
+    seed: int,
+    updates: int,
+    aux_updates: int,
+    ema: float | None,
+    device: torch.device,
+) -> Roles:
+    """Student and auxiliary, both starting as the teacher, with their optimizers.
+
+    Args:
+        teacher: a loaded teacher.
+        student: the student's optimizer settings.
+        auxiliary: the auxiliary's.
+        seed: the recipe's seed, for a start that has to be fitted.
+        updates: student updates of the whole run.
+        aux_updates: auxiliary updates per student update.
+        ema: decay of the averaged student, None for no average.
+        device: where the networks live.
+    """
+    first = teacher.initial_network(seed).to(device)
+    second = copy.deepcopy(first)
+    return Roles(
+        Role("student", first, build_optimizer(first, student), student, updates, first),
+        Role("aux", second, build_optimizer(second, auxiliary), auxiliary, updates * aux_updates, second),
+        AveragedNetwork(first, ema) if ema is not None else None,
+    )
+
+
+def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer of a settings block over a network's trainable parameters."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.type]
+    return kind(
+        [value for value in network.parameters() if value.requires_grad],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(settings: OptimizerSettings, done: int, updates: int) -> float:
+    """Learning rate of the update that follows `done` of `updates`: a warm-up line, then the schedule."""
+    if done < settings.warmup:
+        return settings.lr * (done + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (done - settings.warmup) / max(1, updates - settings.warmup)
+    left = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.lr * (settings.final + (1 - settings.final) * left)

@@ -1,0 +1,92 @@
+"""Random numbers as a pure function of (seed, purpose, update, sample, element).
+
+A counter-based generator (NumPy's Philox 4x64, Salmon et al. 2011) is keyed by seed, purpose and update and moved to
+the block of counters that belongs to a sample. So nothing has to be saved to resume, a preview cannot disturb training,
+and a sample receives the same noise whichever process computes it and however the batch is split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_OUTPUTS_PER_COUNTER = 4  # Philox 4x64 gives four 64-bit numbers for one counter
+
+
+def key(seed: int, purpose: str, *indices: int) -> tuple[int, int]:
+    """Two 64-bit words that name a random stream; distinct arguments give independent streams."""
+    text = "/".join([str(seed), purpose, *map(str, indices)])
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+class Stream:
+    """Random tensors for samples `first` .. `first + count - 1` of one update.
+
+    Args:
+        seed: the recipe's seed.
+        update: counter of the update (or of the preview, evaluation...) that asks.
+        first: index, in the global batch, of the first sample this process holds.
+        count: number of samples B it holds.
+        device: where tensors are put; the numbers do not depend on it.
+    """
+
+    def __init__(self, seed: int, update: int, first: int, count: int, device: torch.device | str = "cpu") -> None:
+        self.seed, self.update, self.first, self.count, self.device = seed, update, first, count, device
+
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Uniform on (0, 1), float32 [B, *shape]."""
+        numbers = self._raw(purpose, math.prod(shape))
+        # 23 bits and a half fit float32's 24 exactly: never 0 and never 1
+        values = ((numbers >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+        return self._tensor(values, shape)
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal, float32 [B, *shape], by Box and Muller's transform of one 64-bit number each."""
+        numbers = self._raw(purpose, math.prod(shape))
+        first = ((numbers >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+        second = (numbers & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0**-32 * 2 * math.pi)
+        values = (np.sqrt(-2 * np.log(first)) * np.cos(second)).astype(np.float32)
+        return self._tensor(values, shape)
+
+    def _raw(self, purpose: str, elements: int) -> np.ndarray:
+        blocks = -(-elements // _OUTPUTS_PER_COUNTER)
+        generator = np.random.Philox(key=key(self.seed, purpose, self.update))
+        generator.advance(self.first * blocks)
+        numbers = generator.random_raw(self.count * blocks * _OUTPUTS_PER_COUNTER)
+        return numbers.reshape(self.count, -1)[:, :elements]
+
+    def _tensor(self, values: np.ndarray, shape: Sequence[int]) -> Tensor:
+        # a copy, so that the result owns its memory whatever slice it came from
+        return torch.from_numpy(np.ascontiguousarray(values)).reshape(self.count, *shape).to(self.device)
+
+
+def order(seed: int, size: int, first: int, count: int) -> Tensor:
+    """Items that positions `first` .. `first + count - 1` of an endlessly reshuffled data set hold: int64 [count].
+
+    Every epoch of `size` positions is a permutation of its own, so each item is seen once per epoch.
+    """
+    positions = np.arange(first, first + count)
+    items = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(positions // size):
+        inside = positions // size == epoch
+        items[inside] = _permutation(seed, size, int(epoch))[positions[inside] % size]
+    return torch.from_numpy(items)
+
+
+_last_permutation: tuple[tuple[int, int, int], np.ndarray] | None = None
+
+
+def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
+    """Permutation of an epoch; the last one is kept, since consecutive batches ask for the same."""
+    global _last_permutation
+    name = (seed, size, epoch)
+    if _last_permutation is None or _last_permutation[0] != name:
+        generator = np.random.Generator(np.random.Philox(key=key(seed, "order", epoch)))
+        _last_permutation = name, generator.permutation(size)
+    return _last_permutation[1]

@@ -1,0 +1,1 @@
+"""The only code that writes or knows the names inside a run folder."""

@@ -1,0 +1,144 @@
+"""Training checkpoints: whole or absent, verified before use, the newest valid one found by content.
+
+A checkpoint is a folder of safetensors files and `state.json`; `manifest.json`, written last, lists their sizes and
+SHA-256. The folder is written under a hidden name, synced and renamed, so a killed save leaves no half checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mfd_cli.errors import MfdError, RunStopped
+from mfd_cli.store.files import free_bytes, human, sha256, whole_folder, write_json
+from mfd_cli.store.tensors import read_tensors, write_tensors
+
+FORMAT = 1
+_NAME = re.compile(r"update-(\d{6,})(?:\.(\d+))?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk.
+
+    Attributes:
+        path: its folder.
+        state: counters and settings, content of state.json.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """One part's tensors ("student", "aux", "ema", "optim")."""
+        return read_tensors(self.path / f"{part}.safetensors")
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    update: int,
+    inside: int,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes a checkpoint, verifies it by reading it back, then removes the oldest ones.
+
+    Args:
+        folder: the run's checkpoints folder.
+        update: student updates done.
+        inside: auxiliary updates done since; 0 at the border between two student updates.
+        parts: tensors of each role and of the optimizers.
+        state: JSON data to continue from.
+        keep: number of checkpoints to leave.
+
+    Raises:
+        RunStopped: no space; earlier checkpoints are unharmed.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for part in parts.values() for tensor in part.values())
+    require_space(folder, size)
+    path = folder / (f"update-{update:06d}" + (f".{inside}" if inside else ""))
+    with whole_folder(path, replace=True) as aside:
+        for name, tensors in parts.items():
+            write_tensors(aside / f"{name}.safetensors", tensors)
+        write_json(aside / "state.json", {"format": FORMAT, "update": update, "inside": inside, **state})
+        write_json(aside / "manifest.json", {"format": FORMAT, "files": _listing(aside)})
+    verify(path)
+    for _, old in _sorted(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raises RunStopped if the disk has no room for `size` bytes and a tenth more."""
+    free = free_bytes(folder)
+    if free < 1.1 * size:
+        raise RunStopped(
+            f"{folder}: a checkpoint needs {human(size)} and {human(free)} are free",
+            do="make room and continue with `--resume`; earlier checkpoints are unharmed",
+        )
+
+
+def verify(path: Path) -> Checkpoint:
+    """Checks a checkpoint against its manifest.
+
+    Raises:
+        MfdError: files are missing, cut, changed, or of a newer format; all of them are listed.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        files, version = dict(manifest["files"]), int(manifest["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MfdError(
+            f"{path}: no readable manifest.json ({error})", do="resume from an earlier checkpoint"
+        ) from error
+    if version > FORMAT:
+        raise MfdError(f"{path}: checkpoint format {version}, this mfd reads up to {FORMAT}", do="use a newer mfd")
+    problems = []
+    for name, facts in files.items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != facts["size"]:
+            problems.append(f"{name} has {file.stat().st_size} bytes instead of {facts['size']}")
+        elif sha256(file) != facts["sha256"]:
+            problems.append(f"{name} has changed (SHA-256 differs)")
+    if problems or "state.json" not in files:
+        raise MfdError(f"{path}: damaged: {'; '.join(problems) or 'state.json is not listed'}")
+    return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with newer ones that were passed over."""
+    passed_over: list[str] = []
+    for _, path in reversed(_sorted(folder)):
+        try:
+            return verify(path), passed_over
+        except MfdError as error:
+            passed_over.append(error.found)
+    return None, passed_over
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(folder.iterdir())
+        if not file.name.startswith(".")
+    }
+
+
+def _sorted(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """Checkpoint folders by progress, oldest first."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := _NAME.fullmatch(path.name):
+            found.append(((int(match[1]), int(match[2] or 0)), path))
+    return sorted(found)

@@ -1,0 +1,130 @@
+"""Files that are whole or absent: written aside, synced to disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mfd_cli.errors import RunStopped
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces or creates a file in one step; a crash leaves the old content or the new, nothing between.
+
+    Raises:
+        RunStopped: the disk is full or refuses the write; what stood there before still does.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with _disk_errors(path, len(content)):
+        try:
+            with open(aside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            sync_folder(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON document, as `write_bytes` does."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Gives a hidden folder to write into, and renames it to `path` when the block ends without an exception.
+
+    Args:
+        path: the final folder.
+        replace: whether a folder that stands there may be exchanged for the new one.
+
+    Raises:
+        RunStopped: the disk is full or refuses the write; nothing of the new folder remains.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with _disk_errors(path, None):
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            for file in aside.iterdir():
+                _sync_file(file)
+            sync_folder(aside)
+            if replace and path.exists():
+                old = path.with_name(f".{path.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(path, old)
+                os.rename(aside, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(aside, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename inside a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that holds `path` (or its nearest existing parent)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def human(size: float) -> str:
+    """A number of bytes for people: 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _slow(file: Any) -> str:  # Python 3.10 has no file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path, size: int | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        needed = f", {human(size)} needed" if size is not None else ""
+        raise RunStopped(
+            f"{path}: {error.strerror}{needed}, {human(free_bytes(path.parent))} free",
+            do="make room; what was saved before is unharmed, and `--resume` continues from it",
+        ) from error

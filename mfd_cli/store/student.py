@@ -1,0 +1,104 @@
+"""The finished student on disk: `model.safetensors` and `config.json`, or one file that carries its config.
+
+The config is all that sampling needs besides the weights:
+
+    format, mfd_version, teacher (its settings), architecture, method, update, ema, identity (of the teacher),
+    student {steps, shift, sampler, grid}, data (its settings), recipe (complete), weights_sha256 (of the tensors)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfd_cli.errors import MfdError
+from mfd_cli.store.checkpoint import verify
+from mfd_cli.store.files import whole_folder, write_json
+from mfd_cli.store.layout import RunFolder, is_checkpoint
+from mfd_cli.store.tensors import read_header, read_tensors, write_tensors
+
+FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class StoredStudent:
+    """A student's weights and config, as read.
+
+    Attributes:
+        config: see the module's text.
+        weights: state dict of the network.
+        path: where it was read from.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    path: Path
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of tensors, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_student(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Writes a student folder, whole or not at all, in place of an older one."""
+    full = {"format": FORMAT, **config, "weights_sha256": fingerprint(weights)}
+    with whole_folder(folder, replace=True) as aside:
+        write_tensors(aside / WEIGHTS, weights, header=full)
+        write_json(aside / CONFIG, full)
+
+
+def save_student_file(path: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Writes a student as one self-describing file, its config in the safetensors header."""
+    write_tensors(path, weights, header={"format": FORMAT, **config, "weights_sha256": fingerprint(weights)})
+
+
+def read_student(path: Path) -> StoredStudent:
+    """A student from a run folder, a student or export folder, a checkpoint folder or a single file.
+
+    Raises:
+        MfdError: the run has no student yet; files are missing, damaged, foreign, or of a newer format.
+    """
+    if path.is_dir() and RunFolder(path).is_run():
+        if not RunFolder(path).student.is_dir():
+            raise MfdError(
+                f"{path}: this run has no finished student yet",
+                do=f"continue it with `mfd distill {path}/recipe.yaml -o {path} --resume`, or name a checkpoint in it",
+            )
+        path = RunFolder(path).student
+    if path.is_dir() and is_checkpoint(path):
+        return _from_checkpoint(path)
+    file = path / WEIGHTS if path.is_dir() else path
+    config = read_header(file)
+    _check_format(file, config)
+    weights = read_tensors(file)
+    if config.get("weights_sha256") != fingerprint(weights):
+        raise MfdError(f"{file}: the weights have changed since mfd wrote them (SHA-256 differs)", do="copy it again")
+    return StoredStudent(config, weights, path)
+
+
+def _from_checkpoint(path: Path) -> StoredStudent:
+    checkpoint = verify(path)
+    part = "ema" if checkpoint.state["student"].get("ema") else "student"
+    return StoredStudent({"format": FORMAT, **checkpoint.state["student"]}, checkpoint.tensors(part), path)
+
+
+def _check_format(file: Path, config: Mapping[str, Any]) -> None:
+    if not isinstance(config.get("format"), int) or "architecture" not in config:
+        raise MfdError(f"{file}: not a student's weights", allowed="a student or an export of mfd")
+    if config["format"] > FORMAT:
+        raise MfdError(
+            f"{file}: student format {config['format']}, this mfd reads up to {FORMAT}", do="use a newer mfd"
+        )

@@ -1,0 +1,60 @@
+"""Tensors and optimizer states to and from safetensors files; reading is `teachers.weights`. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from mfd_cli.errors import MfdError
+from mfd_cli.store.files import write_bytes
+from teachers.weights import HEADER, load_into, read_header, read_tensors
+
+__all__ = ["load_into", "optimizer_tensors", "read_header", "read_tensors", "restore_optimizer", "write_tensors"]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
+    """Writes tensors, with a JSON header under the key "mfd", whole or not at all.
+
+    Raises:
+        RunStopped: no space on the disk.
+    """
+    content = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    metadata = {"format": "pt"} | ({HEADER: json.dumps(header, ensure_ascii=False)} if header is not None else {})
+    write_bytes(path, save(content, metadata))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """An optimizer's state as tensors "parameter name/state name"; `names` are its parameters', in their order."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for index, name in enumerate(names)
+        for key, value in state.get(index, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor], path: Path
+) -> None:
+    """Puts the tensors of `optimizer_tensors` back.
+
+    Raises:
+        MfdError: a tensor belongs to no parameter, or a parameter's state is incomplete.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    positions = {name: index for index, name in enumerate(names)}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("/")
+        if name not in positions:
+            raise MfdError(f"{path}: optimizer state for an unknown parameter {name}")
+        state.setdefault(positions[name], {})[key] = value
+    keys = {frozenset(entry) for entry in state.values()}
+    if state and (len(state) != len(names) or len(keys) != 1):
+        raise MfdError(f"{path}: optimizer state of {len(state)} of {len(names)} parameters, or incomplete")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

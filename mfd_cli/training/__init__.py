@@ -1,0 +1,1 @@
+"""The distillation loop and what surrounds it."""

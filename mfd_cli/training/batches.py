@@ -1,0 +1,60 @@
+"""Which items and which noise a process works on, as a function of the step and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mfd_cli.errors import MfdError
+from mfd_cli.seeds import Stream, order
+from teachers import conditions
+from teachers.base import Data
+from teachers.conditions import Condition
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Cuts each step's batch into equal parts, one for every process and accumulation step.
+
+    Attributes:
+        data: where conditions come from.
+        seed: the recipe's seed.
+        batch_size: samples of one step over all processes and parts.
+        parts: accumulation steps.
+        process: index of this process.
+        processes: number of processes.
+        device: where tensors are put.
+    """
+
+    data: Data
+    seed: int
+    batch_size: int
+    parts: int
+    process: int
+    processes: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.parts * self.processes):
+            raise MfdError(
+                f"train.batch_size {self.batch_size} cannot be shared by {self.processes} processes "
+                f"with train.accumulation {self.parts}",
+                allowed=f"a multiple of {self.parts * self.processes}",
+            )
+
+    @property
+    def rows(self) -> int:
+        """Samples of one part."""
+        return self.batch_size // (self.parts * self.processes)
+
+    def part(self, step: int, part: int) -> tuple[Stream, Condition]:
+        """Random stream and condition of this process's rows in one part of one step."""
+        first = (part * self.processes + self.process) * self.rows
+        position = step * self.batch_size + first
+        if self.data.size is None:
+            items = torch.arange(position, position + self.rows)
+        else:
+            items = order(self.seed, self.data.size, position, self.rows)
+        condition = conditions.to(self.data.condition(items), self.device)
+        return Stream(self.seed, step, first, self.rows, self.device), condition

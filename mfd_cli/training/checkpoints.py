@@ -1,0 +1,70 @@
+"""The state of a run to and from checkpoints: every role, the average, both optimizers, the position."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mfd_cli.errors import MfdError
+from mfd_cli.networks.roles import Roles
+from mfd_cli.store.checkpoint import Checkpoint, save_checkpoint
+from mfd_cli.store.tensors import load_into, optimizer_tensors, restore_optimizer
+from mfd_cli.training.trainer import Progress
+
+
+def save(
+    folder: Path, *, roles: Roles, progress: Progress, update: int, inside: int, student: dict[str, Any], keep: int
+) -> Path:
+    """Saves everything that the run needs to continue bit for bit.
+
+    Args:
+        folder: the run's checkpoints folder.
+        roles: networks and optimizers.
+        progress: the run's position.
+        update: student updates done.
+        inside: auxiliary updates done since.
+        student: config with which a checkpoint can be sampled from.
+        keep: checkpoints to leave.
+    """
+    parts: dict[str, dict[str, Tensor]] = {
+        "student": roles.student.network.state_dict(),
+        "aux": roles.auxiliary.network.state_dict(),
+        "optim": _optimizers(roles),
+    }
+    if roles.average is not None:
+        parts["ema"] = roles.average.network.state_dict()
+    state = {"progress": asdict(progress), "student": student}
+    return save_checkpoint(folder, update=update, inside=inside, parts=parts, state=state, keep=keep)
+
+
+def restore(checkpoint: Checkpoint, roles: Roles) -> Progress:
+    """Puts every role, average and optimizer back, and returns the position.
+
+    Raises:
+        MfdError: a part is missing or does not fit; nothing is started over.
+    """
+    path = checkpoint.path
+    load_into(roles.student.network, checkpoint.tensors("student"), path / "student.safetensors")
+    load_into(roles.auxiliary.network, checkpoint.tensors("aux"), path / "aux.safetensors")
+    if roles.average is not None:
+        load_into(roles.average.network, checkpoint.tensors("ema"), path / "ema.safetensors")
+    optim = checkpoint.tensors("optim")
+    for role in (roles.student, roles.auxiliary):
+        prefix = f"{role.name}/"
+        own = {name.removeprefix(prefix): value for name, value in optim.items() if name.startswith(prefix)}
+        restore_optimizer(role.optimizer, role.parameter_names(), own, path / "optim.safetensors")
+    try:
+        return Progress(**checkpoint.state["progress"])
+    except (KeyError, TypeError) as error:
+        raise MfdError(f"{path}/state.json: no position to continue from ({error})") from error
+
+
+def _optimizers(roles: Roles) -> dict[str, Tensor]:
+    return {
+        f"{role.name}/{name}": value
+        for role in (roles.student, roles.auxiliary)
+        for name, value in optimizer_tensors(role.optimizer, role.parameter_names()).items()
+    }

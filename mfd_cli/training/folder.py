@@ -1,0 +1,123 @@
+"""What may be done with the folder that a run is to be written to. Decided before anything is built or written."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mfd_cli.config.load import LoadedRecipe, difference, load_recipe
+from mfd_cli.errors import MfdError, RunStopped
+from mfd_cli.store.checkpoint import Checkpoint, newest_valid, require_space
+from mfd_cli.store.layout import RunFolder
+
+#: keys that change nothing about the weights, so a resumed run may change them
+_HARMLESS = ("name", "log.", "evaluate.", "train.threads")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run begins.
+
+    Attributes:
+        run: its folder.
+        checkpoint: where it continues; None for a start from the beginning.
+        replace: whether an earlier run in the folder is removed first.
+        finished: whether there is nothing left to do.
+        notes: what the user should be told.
+    """
+
+    run: RunFolder
+    checkpoint: Checkpoint | None = None
+    replace: bool = False
+    finished: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def plan_run(folder: Path, recipe: LoadedRecipe, *, resume: bool, force: bool) -> Plan:
+    """Decides whether a run may be written to a folder, and where it begins.
+
+    Raises:
+        MfdError: the folder holds something that would be overwritten, cannot be resumed, or cannot be written to.
+    """
+    run = RunFolder(folder)
+    if resume and force:
+        raise MfdError("--resume and --force together", allowed="one of them: continue the run, or start it again")
+    if resume:
+        return _resumed(run, recipe)
+    if folder.exists() and not folder.is_dir():
+        raise MfdError(f"{folder}: a file stands where the run folder should be", do="choose another folder with -o")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        what = f"a run ({run.read_record().get('status')})" if run.is_run() else "files that are not a run's"
+        raise MfdError(
+            f"{folder}: holds {what} and would be overwritten",
+            allowed="an empty or new folder",
+            do="continue it with --resume, replace it with --force, or choose another folder with -o"
+            if run.is_run()
+            else "choose another folder with -o, or add the run beside these files with --force",
+        )
+    return Plan(run, replace=force and run.is_run())
+
+
+def _resumed(run: RunFolder, recipe: LoadedRecipe) -> Plan:
+    if not run.is_run():
+        raise MfdError(f"{run.root}: no run to resume", do="leave out --resume to start it, or name its folder with -o")
+    stored = load_recipe(str(run.recipe)).resolved
+    changes = [line for line in difference(stored, recipe.resolved) if not line.startswith(_HARMLESS)]
+    if changes:
+        raise MfdError(
+            f"{run.root}: the recipe differs from the one the run began with: {'; '.join(changes)}",
+            allowed="changes under log and evaluate, train.threads and name",
+            do=f"resume with `mfd distill {run.recipe} --resume`, or start anew with -o or --force",
+        )
+    if run.read_record().get("status") == "finished":
+        return Plan(run, finished=True)
+    checkpoint, passed_over = newest_valid(run.checkpoints)
+    if checkpoint is None:
+        why = f" ({'; '.join(passed_over)})" if passed_over else ""
+        raise MfdError(f"{run.root}: no checkpoint to resume from{why}", do="start again with --force")
+    notes = [f"passed over {text}" for text in passed_over]
+    return Plan(run, checkpoint, notes=(*notes, f"continues from {checkpoint.path.name}"))
+
+
+def open_folder(plan: Plan, size: int) -> None:
+    """Makes sure that the run folder exists and can take what the run will write.
+
+    Args:
+        plan: the plan.
+        size: bytes that the run will need at least.
+
+    Raises:
+        MfdError: the folder cannot be made or written, or the disk is too full to begin.
+    """
+    root = plan.run.root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MfdError(f"{root}: cannot be written ({error.strerror})", do="choose another folder with -o") from error
+    try:
+        require_space(root, size)
+    except RunStopped as error:
+        raise MfdError(
+            error.found.replace("a checkpoint", "the run"), do="make room first; nothing was started"
+        ) from error
+
+
+def remove_run(run: RunFolder) -> None:
+    """Removes what an earlier run wrote, and nothing else that lies in the folder."""
+    for path in (run.record, run.metrics, run.recipe, run.report):
+        path.unlink(missing_ok=True)
+    for folder in (run.previews, run.checkpoints, run.student):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(recipe: Any) -> str:
+    """One line about what will be done."""
+    return (
+        f"{recipe.name}: {recipe.method.type} on teacher {recipe.teacher.type}, {recipe.train.updates} student updates "
+        f"of {recipe.train.batch_size} samples, {recipe.method.aux_updates} auxiliary updates each"
+    )

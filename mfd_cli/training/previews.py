@@ -1,0 +1,40 @@
+"""Pictures while training: teacher and student on the same seeds, from update 0 on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mfd_cli.inference.pictures import comparison, save_png
+from mfd_cli.inference.sampler import Sampler
+from teachers.base import Data, TeacherError
+
+_SEED = 0  # the same in every preview, so that pictures of different updates can be laid side by side
+_COUNT = {"images": 20, "points": 2000}
+
+
+def save_preview(path: Path, teacher: Sampler, student: Sampler, data: Data, update: int) -> None:
+    """Draws teacher (its own steps and the student's) and student from the same noise.
+
+    Args:
+        path: PNG to write.
+        teacher: the teacher, guided and stepped as its settings say.
+        student: the student as it would be saved now.
+        data: for the target's modes and, with points, its samples.
+        update: student updates done, kept in the picture's metadata.
+    """
+    count = _COUNT[teacher.teacher.sample_kind]
+    target = None
+    if teacher.teacher.sample_kind == "points":
+        try:
+            target = data.reference(count, _SEED)
+        except TeacherError:
+            target = None
+    training = student.network.training
+    student.network.eval()
+    picture = comparison(
+        [(teacher, teacher.steps), (teacher, student.steps), (student, student.steps)],
+        count=count, seed=_SEED, modes=data.modes(), target=target,
+    )  # fmt: skip
+    student.network.train(training)
+    path.parent.mkdir(exist_ok=True)
+    save_png(path, picture, {"update": update, "seed": _SEED})

@@ -1,0 +1,28 @@
+"""What a run tells while it works. The library's default is silence; the command line shows progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class Reporter:
+    """Receives news of a run; subclasses show them."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+
+    def started(self, title: str, updates: int, done: int) -> None:
+        """Training begins, or continues after `done` updates."""
+
+    def stepped(self, update: int, inside: float) -> None:
+        """Progress: student updates done, and the share of the next one's cycle that is done."""
+
+    def logged(self, numbers: dict[str, Any]) -> None:
+        """A line of metrics."""
+
+    def saved(self, what: str, path: Path) -> None:
+        """A preview, checkpoint or student was written."""
+
+    def ended(self) -> None:
+        """Training is over, for whatever reason."""

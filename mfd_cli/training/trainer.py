@@ -1,0 +1,231 @@
+"""The loop: auxiliary updates, a student update, and what happens at the borders between them.
+
+A step is one optimizer update of one role. Steps are counted from 0; every cycle of `aux_updates` auxiliary steps ends
+with a student step, and everything a step needs (phase, items, noise, learning rate) is a function of its number. So a
+checkpoint is weights, moments and that number, and no preview or restart can change what comes after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mfd_cli.config.schema import RecipeBase
+from mfd_cli.flow import time_grid
+from mfd_cli.methods.base import Batch, Loss, Method
+from mfd_cli.networks.roles import Role, Roles
+from mfd_cli.seeds import key
+from mfd_cli.training.batches import Batches
+from mfd_cli.training.guards import refuse_non_finite
+from teachers.base import Teacher
+from teachers.guidance import Evaluations, VelocityField
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that a checkpoint holds besides tensors.
+
+    Attributes:
+        step: optimizer updates of both roles done.
+        seconds: time spent in steps.
+        evaluations: forward passes by role ("student", "aux", "teacher"), one per row, over all processes.
+        pending: values noted since the last line of metrics, by name.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluations: dict[str, int] = field(default_factory=lambda: {"student": 0, "aux": 0, "teacher": 0})
+    pending: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Trainer:
+    """Runs the steps of a recipe.
+
+    Args:
+        recipe: validated recipe.
+        method: the method's losses.
+        teacher: loaded teacher, on the accelerator's device.
+        roles: networks and optimizers.
+        batches: items and noise of each step.
+        accelerator: devices, precision, processes.
+        progress: where to start.
+    """
+
+    def __init__(
+        self,
+        recipe: RecipeBase,
+        method: Method,
+        teacher: Teacher,
+        roles: Roles,
+        batches: Batches,
+        accelerator: Accelerator,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.method, self.teacher = recipe, method, teacher
+        self.roles, self.batches, self.accelerator = roles, batches, accelerator
+        self.progress = progress or Progress()
+        self.cycle = method.settings.aux_updates + 1
+        self._grid = time_grid(recipe.student.steps, recipe.student.shift)
+        self._counts = {name: Evaluations() for name in self.progress.evaluations}
+        self._noted = {
+            name: [torch.tensor(value, device=accelerator.device) for value in values]
+            for name, values in self.progress.pending.items()
+        }
+        for role in (roles.student, roles.auxiliary):
+            role.wrapped = accelerator.prepare(role.network)
+
+    @property
+    def update(self) -> int:
+        """Student updates done."""
+        return self.progress.step // self.cycle
+
+    @property
+    def inside(self) -> int:
+        """Auxiliary updates done since the last student update."""
+        return self.progress.step % self.cycle
+
+    def run(self, at_border: Callable[[Trainer, bool], bool], stop: Callable[[], bool] = lambda: False) -> None:
+        """Steps until the recipe's last update.
+
+        Args:
+            at_border: called after every step as `at_border(trainer, stopping)`; True ends the run there. `stopping`
+                is the same on every process.
+            stop: whether this process was told to stop; asked once a step.
+
+        Raises:
+            RunStopped: a loss or gradient is not finite, on any process; raised before that update.
+        """
+        total = self.recipe.train.updates * self.cycle
+        while self.progress.step < total:
+            began = time.perf_counter()
+            stopping = self.step(stop())
+            self.progress.seconds += time.perf_counter() - began
+            if at_border(self, stopping):
+                return
+
+    def step(self, stop: bool = False) -> bool:
+        """One optimizer update of the role whose turn it is. Returns whether any process was told to stop."""
+        step = self.progress.step
+        is_student = self.inside == self.cycle - 1
+        role = self.roles.student if is_student else self.roles.auxiliary
+        done = self.update if is_student else self.update * (self.cycle - 1) + self.inside
+        # for networks with randomness of their own, such as dropout
+        torch.manual_seed(key(self.recipe.seed, "network", step, self.accelerator.process_index)[0] >> 1)
+        rate = role.set_rate(done)
+        loss = self._gradient(step, role, is_student)
+        norm = _clip(role.network, role.settings.clip)
+        stop = self._check(loss, norm, role, stop)
+        role.optimizer.step()
+        role.optimizer.zero_grad(set_to_none=True)
+        if is_student and self.roles.average is not None:
+            self.roles.average.update(role.network, done + 1)
+        self._note(role.name, loss, norm, rate)
+        self.progress.step += 1
+        return stop
+
+    def metrics(self) -> dict[str, Any]:
+        """Averages since the last call, over all processes: one line of metrics.jsonl."""
+        values = {name: torch.stack(entries).mean() for name, entries in self._noted.items()}
+        self._noted.clear()
+        if values:
+            together = self.accelerator.reduce(torch.stack(list(values.values())), reduction="mean")
+            values = dict(zip(values, together, strict=True))
+        self._gather_counts()
+        return {
+            "update": self.update,
+            **{name: float(value) for name, value in values.items()},
+            "seconds": round(self.progress.seconds, 3),
+            "evaluations": sum(self.progress.evaluations.values()),
+        }
+
+    def snapshot(self) -> Progress:
+        """Where the run stands, over all processes, for a checkpoint."""
+        self._gather_counts()
+        pending = {name: torch.stack(values).tolist() for name, values in self._noted.items()}
+        return replace(self.progress, evaluations=dict(self.progress.evaluations), pending=pending)
+
+    def _gradient(self, step: int, role: Role, is_student: bool) -> Loss:
+        """Gradient of the step's whole batch, part by part; returns the batch's mean loss and the last part's times."""
+        parts = self.batches.parts
+        compute = self.method.student_loss if is_student else self.method.auxiliary_loss
+        value = report = None
+        for part in range(parts):
+            with self._synchronized(role.wrapped, part == parts - 1), self.accelerator.autocast():
+                loss = compute(self._batch(step, part, is_student))
+            with self._synchronized(role.wrapped, part == parts - 1):
+                self.accelerator.backward(loss.value / parts)
+            shown = loss.value if loss.report is None else loss.report
+            value = loss.value.detach() / parts if value is None else value + loss.value.detach() / parts
+            report = shown.detach() / parts if report is None else report + shown.detach() / parts
+        assert value is not None
+        return Loss(value, report, loss.times)
+
+    def _batch(self, step: int, part: int, is_student: bool) -> Batch:
+        random, condition = self.batches.part(step, part)
+        roles, teacher = self.roles, self.teacher
+        assert teacher.network is not None, "the teacher has no weights"
+        # the role that learns is called through its wrapper, so that its gradients are shared between processes
+        student = roles.student.wrapped if is_student else roles.student.network
+        auxiliary = roles.auxiliary.network if is_student else roles.auxiliary.wrapped
+        return Batch(
+            random=random,
+            shape=teacher.sample_shape,
+            grid=self._grid,
+            student=VelocityField(teacher, student, condition, evaluations=self._counts["student"]),
+            auxiliary=VelocityField(teacher, auxiliary, condition, evaluations=self._counts["aux"]),
+            teacher=VelocityField(
+                teacher, teacher.network, condition, teacher.settings.guidance, self._counts["teacher"]
+            ),
+        )
+
+    def _check(self, loss: Loss, norm: Tensor, role: Role, stop: bool) -> bool:
+        """Stops every process before a bad update; returns whether any of them was told to stop."""
+        value, size = torch.stack([loss.value.float(), norm.float()]).tolist()
+        bad = anywhere = not (math.isfinite(value) and math.isfinite(size))
+        if self.accelerator.num_processes > 1:
+            flags = torch.tensor([float(bad), float(stop)], device=self.accelerator.device)
+            others = self.accelerator.reduce(flags, reduction="sum").tolist()
+            anywhere, stop = others[0] > 0, others[1] > 0
+        refuse_non_finite(
+            role=role.name, update=self.update, inside=self.inside, loss=value, norm=size, times=loss.times,
+            other_rank=anywhere and not bad,
+        )  # fmt: skip
+        return stop
+
+    def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
+        prefix = "" if role == "student" else "aux_"
+        shown = loss.value if loss.report is None else loss.report
+        for name, value in (("loss", shown), ("grad_norm", norm), ("lr", torch.tensor(rate))):
+            self._noted.setdefault(prefix + name, []).append(value.detach().float().to(self.accelerator.device))
+
+    def _gather_counts(self) -> None:
+        names = list(self._counts)
+        new = torch.tensor([self._counts[name].rows for name in names], device=self.accelerator.device)
+        for name, rows in zip(names, self.accelerator.reduce(new, reduction="sum").tolist(), strict=True):
+            self.progress.evaluations[name] += int(rows)
+            self._counts[name].rows = 0
+
+    @contextlib.contextmanager
+    def _synchronized(self, network: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients are shared between processes once per step, at its last part."""
+        if last:
+            yield
+        else:
+            with self.accelerator.no_sync(network):
+                yield
+
+
+def _clip(network: nn.Module, largest: float | None) -> Tensor:
+    """Global gradient norm before clipping; gradients are scaled down to `largest` if it is given."""
+    parameters = [value for value in network.parameters() if value.grad is not None]
+    if largest is not None:
+        return torch.nn.utils.clip_grad_norm_(parameters, largest)
+    return torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])

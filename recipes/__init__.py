@@ -1,0 +1,1 @@
+"""Recipes that ship with mfd: data only. See README.md in this folder."""

@@ -1,0 +1,1 @@
+"""Assets of the digits teacher; README.md tells where they come from."""

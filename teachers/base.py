@@ -1,0 +1,145 @@
+"""The two contracts that a plugin author reads: `Teacher`, a family of flow models, and `Data`, what it is asked for.
+
+Convention, everywhere: t = 0 is noise X_0 ~ N(0, I), t = 1 is data X_1, X_t = (1 - t) X_0 + t X_1, and the velocity is
+u = dX/dt = X_1 - X_0. A model trained in another convention is translated in `Teacher.velocity`, once, nowhere else.
+Shapes: B batch, `sample_shape` one state without its batch axis.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from teachers.conditions import Condition
+from teachers.errors import TeacherError
+from teachers.settings import Settings, Strict, TeacherSettings
+
+
+class Modes(NamedTuple):
+    """Components of a known mixture: means [K, D] and standard deviations [K]."""
+
+    means: Tensor
+    deviations: Tensor
+
+
+class Teacher(ABC):
+    """One family of flow models, with the weights that `settings` names.
+
+    `velocity` takes the network as an argument, so that teacher, student and auxiliary share one forward pass. The
+    constructor is cheap and loads nothing: `load` brings the weights, and a student needs only the constructor.
+    """
+
+    #: subclass of TeacherSettings: the recipe keys of this family
+    Settings: ClassVar[type[TeacherSettings]] = TeacherSettings
+    #: recipe keys of a network to train from nothing, for families that `mfd teachers train` can train
+    Network: ClassVar[type[Strict] | None] = None
+    #: what `encode` understands: nothing, class indices, or text
+    condition_kind: ClassVar[Literal["none", "label", "prompt"]] = "none"
+    #: what a decoded sample is: points [D] or images [C, H, W] in [0, 1]; pictures are drawn accordingly
+    sample_kind: ClassVar[Literal["points", "images"]] = "images"
+
+    def __init__(self, settings: Any, architecture: Mapping[str, Any]) -> None:
+        self.settings = settings
+        #: plain JSON data from which `build_network` makes the student's network
+        self.architecture = dict(architecture)
+        #: the frozen velocity network; None until `load`
+        self.network: nn.Module | None = None
+
+    @classmethod
+    @abstractmethod
+    def load(cls, settings: Any) -> Teacher:
+        """The teacher with its frozen weights. Raises TeacherError where they are missing or do not fit."""
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one state X_t, without the batch axis."""
+
+    @abstractmethod
+    def build_network(self) -> nn.Module:
+        """A trainable network of `architecture` with arbitrary weights (a student's are loaded into it)."""
+
+    @classmethod
+    def untrained(cls, settings: Any, network: Any, data: Data) -> Teacher:
+        """The adapter of a network yet to be trained on `data` (`mfd teachers train`); `network` is its `Network`."""
+        raise TeacherError(f"a teacher of type '{settings.type}' cannot be trained by mfd")
+
+    def initial_network(self, seed: int) -> nn.Module:
+        """A trainable network that starts as the teacher: by default a copy of its weights."""
+        return copy.deepcopy(self.network).train().requires_grad_(True)  # type: ignore[union-attr]
+
+    def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """u(x, t | condition) [B, ...] of `network`, unguided. x: [B, ...]; t: float32 [B] in [0, 1]."""
+        return network(x, t, **condition)
+
+    def null_condition(self, condition: Condition) -> Condition | None:
+        """The unconditional counterpart of a batch's condition, same shapes; None if the family has none."""
+        return None
+
+    def encode(self, asked: Sequence[int | str]) -> Condition:
+        """The condition of a list of class indices or prompts. Raises TeacherError for what does not exist."""
+        return {}
+
+    def examples(self, count: int) -> list[int | str]:
+        """What to ask for when the user asks for nothing: `count` items that `encode` understands."""
+        return []
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Finished samples from states at t = 1: [B, ...] to points [B, D] or images [B, C, H, W] in [0, 1]."""
+        return latents
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What distinguishes this teacher from another (content hash, revision): kept in every run."""
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Moves the weights to a device."""
+        if self.network is not None:
+            self.network.to(device)
+        return self
+
+
+class Data(ABC):
+    """Where conditions come from, and, where there are any, real samples: items 0 .. size - 1 (size None: endless)."""
+
+    #: subclass of teachers.settings.Settings: the recipe keys of this source
+    Settings: ClassVar[type] = Settings
+
+    @classmethod
+    @abstractmethod
+    def load(cls, settings: Any, teacher: Teacher | None) -> Data:
+        """The data source for a teacher (None: one yet to be trained). Raises TeacherError where files do not fit."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """Number of items; None if there is no end to them."""
+
+    @abstractmethod
+    def condition(self, items: Tensor) -> Condition:
+        """Conditions of the items (int64 [B]), on the CPU."""
+
+    def states(self, items: Tensor) -> Tensor:
+        """Real data X_1 of the items as the network sees it [B, *sample_shape]. Raises TeacherError if there is none."""
+        raise TeacherError("this data source holds conditions only, no real samples")
+
+    def reference(self, count: int | None, seed: int) -> Tensor:
+        """Decoded real samples to measure quality against: all of them, or `count` drawn with `seed` if endless."""
+        raise TeacherError("this data source has no reference samples, so quality cannot be measured")
+
+    def spaces(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Feature spaces for the Fréchet distance: metric name to a function from decoded samples to [N, F]."""
+        return {"frechet": lambda samples: samples.flatten(1)}
+
+    def classify(self, samples: Tensor) -> Tensor | None:
+        """Class indices [N] that an independent classifier gives decoded samples; None if there is no classifier."""
+        return None
+
+    def modes(self) -> Modes | None:
+        """The target's modes where they are known."""
+        return None

@@ -1,0 +1,1 @@
+"""Networks of the teachers that this toolkit trains and ships itself."""

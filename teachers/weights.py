@@ -1,0 +1,81 @@
+"""Weights from safetensors files, checked before anything uses them. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from teachers.errors import MfdError
+
+#: key of a safetensors header under which mfd keeps its JSON
+HEADER = "mfd"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        MfdError: the file is missing, damaged, no safetensors file, or holds NaN or infinite values.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise MfdError(f"{path}: NaN or infinite values in {', '.join(bad[:5])}", do="use an earlier checkpoint")
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON that mfd wrote into a safetensors file's header.
+
+    Raises:
+        MfdError: the file is missing, damaged, or was not written by mfd.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        header = json.loads(metadata[HEADER])
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    except (KeyError, ValueError) as error:
+        raise MfdError(
+            f"{path}: a safetensors file, but not one that mfd wrote",
+            allowed="a run folder, a checkpoint in it, or a file made by `mfd export`",
+        ) from error
+    if not isinstance(header, dict):
+        raise MfdError(f"{path}: mfd's header is no JSON object", do="export the student again")
+    return header
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Loads weights into a module whose tensors must match by name and shape.
+
+    Raises:
+        MfdError: names or shapes differ; lists them.
+    """
+    expected = module.state_dict()
+    wrong = [f"missing {name}" for name in expected.keys() - tensors.keys()]
+    wrong += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
+    wrong += [
+        f"{name}: shape {list(tensors[name].shape)}, expected {list(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise MfdError(f"{path}: weights do not fit the network: {'; '.join(sorted(wrong)[:5])}{more}")
+    module.load_state_dict(dict(tensors))
+
+
+def _unreadable(path: Path, error: Exception) -> MfdError:
+    if isinstance(error, FileNotFoundError) or not path.exists():
+        return MfdError(f"{path}: no such file")
+    return MfdError(f"{path}: not a readable safetensors file ({error})", do="copy or make it again")

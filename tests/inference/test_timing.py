@@ -1,0 +1,97 @@
+"""Timing against runs of known length, counted evaluations, and turns that are fair."""
+
+import time
+
+import pytest
+import torch
+
+from mfd_cli.errors import MfdError
+from mfd_cli.inference.sampler import teacher_sampler
+from mfd_cli.inference.timing import LEAST, WARM_UP, TimedRun, measure, timed_sampler
+from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
+
+
+def _sleeper(seconds: float, decoding: float = 0.0, batch_size: int = 1, log: list | None = None, name: str = ""):
+    def generate() -> None:
+        if log is not None:
+            log.append(name)
+        time.sleep(seconds)
+
+    return TimedRun(generate, lambda states: time.sleep(decoding), batch_size)
+
+
+def test_a_known_length_is_measured():
+    (found,) = measure([_sleeper(0.02, 0.005, batch_size=4)], min_seconds=0.3)
+    assert found.median == pytest.approx(25, rel=0.1)
+    assert found.decode == pytest.approx(5, rel=0.2)
+    assert found.fps == pytest.approx(4 / 0.025, rel=0.1)
+    assert found.fps == pytest.approx(4000 / found.median)
+    assert found.p10 <= found.median <= found.p90
+    assert found.runs >= LEAST and found.evaluations is None
+
+
+def test_percentiles_show_the_slow_runs():
+    lengths = iter([0.001] * (WARM_UP["cpu"] + 8) + [0.05] * 2)
+    run = TimedRun(lambda: time.sleep(next(lengths)), lambda states: None)
+    (found,) = measure([run], min_seconds=0)
+    assert found.runs == 10 and found.median < 10 < found.p90
+
+
+def test_warm_up_is_not_timed():
+    lengths = iter([0.1] * WARM_UP["cpu"] + [0.002] * LEAST)
+    (found,) = measure([TimedRun(lambda: time.sleep(next(lengths)), lambda states: None)], min_seconds=0)
+    assert found.runs == LEAST and found.p90 < 50
+
+
+def test_models_take_turns_over_the_whole_time():
+    log: list[str] = []
+    slow, fast = measure([_sleeper(0.01, log=log, name="slow"), _sleeper(0.001, log=log, name="fast")], min_seconds=0.1)
+    timed = log[2 * WARM_UP["cpu"] :]
+    assert slow.runs == timed.count("slow") and fast.runs == timed.count("fast") > 2 * slow.runs
+    half = len(timed) // 2
+    assert timed[:half].count("slow") == pytest.approx(timed[half:].count("slow"), abs=2)
+    assert "slow" in timed[-30:], "the slow model is not done long before the fast one"
+
+
+def test_equal_models_alternate():
+    log: list[str] = []
+    measure([_sleeper(0.002, log=log, name="a"), _sleeper(0.002, log=log, name="b")], min_seconds=0)
+    assert log[2 * WARM_UP["cpu"] :] == ["a", "b"] * LEAST
+
+
+def test_the_cap_ends_timing_after_the_least_number_of_runs():
+    (found,) = measure([_sleeper(0.01)], min_seconds=60, max_seconds=0.05, repeats=1000)
+    assert found.runs == LEAST
+
+
+def test_too_few_repeats_are_refused():
+    with pytest.raises(MfdError, match="3 timed runs are too few") as caught:
+        measure([_sleeper(0)], repeats=3)
+    assert caught.value.allowed == f"at least {LEAST}"
+    with pytest.raises(MfdError, match="timing for"):
+        measure([_sleeper(0)], max_seconds=0)
+
+
+def test_a_sampler_counts_its_evaluations_per_sample_and_reports_memory():
+    teacher = GaussianMixtureTeacher.load(GaussianMixtureSettings(type="gmm"))
+    run = timed_sampler(teacher_sampler(teacher), {}, steps=7, batch_size=5)
+    assert run.generate().shape == (5, 2)
+    (found,) = measure([run], min_seconds=0)
+    assert found.evaluations == 7
+    assert found.peak_memory_mb is None or found.peak_memory_mb > 50  # PyTorch alone takes that
+
+
+@pytest.mark.gpu
+def test_the_device_is_waited_for():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    matrix = torch.randn(8192, 8192, device="cuda")
+
+    def product() -> torch.Tensor:
+        for _ in range(10):
+            result = matrix @ matrix
+        return result
+
+    (found,) = measure([TimedRun(product, lambda states: states)], device="cuda", min_seconds=0.1)
+    # ten such products are 11 TFLOP: no device does that in 2 ms, but asking for it takes less
+    assert found.median > 2 and found.peak_memory_mb >= 2 * 8192**2 * 4 / 1e6
