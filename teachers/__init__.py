@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Data": "base", "Modes": "base", "Teacher": "base", "MfdError": "errors", "TeacherError": "errors",
-    "Settings": "settings", "Strict": "settings", "TeacherSettings": "settings", "Condition": "conditions", "VelocityField": "guidance",
+    "Settings": "settings", "Strict": "settings", "TeacherSettings": "settings", "Condition": "conditions",
+    "VelocityField": "guidance",
     "RegistryError": "errors", "register": "registry", "register_data": "registry",
 }  # fmt: skip
 __all__ = [
-    "Condition", "Data", "MfdError", "Modes", "RegistryError", "Settings", "Strict", "Teacher", "TeacherError", "TeacherSettings",
-    "VelocityField", "register", "register_data",
+    "Condition", "Data", "MfdError", "Modes", "RegistryError", "Settings", "Strict", "Teacher", "TeacherError",
+    "TeacherSettings", "VelocityField", "register", "register_data",
 ]  # fmt: skip
 
 

@@ -125,7 +125,7 @@ class Data(ABC):
         """Conditions of the items (int64 [B]), on the CPU."""
 
     def states(self, items: Tensor) -> Tensor:
-        """Real data X_1 of the items as the network sees it [B, *sample_shape]. Raises TeacherError if there is none."""
+        """Real data X_1 as the network sees it [B, *sample_shape]. Raises TeacherError if there is none."""
         raise TeacherError("this data source holds conditions only, no real samples")
 
     def reference(self, count: int | None, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -56,7 +56,7 @@ class PointNetwork(Strict):
 class GaussianMixtureSettings(TeacherSettings):
     """Settings of `gmm`."""
 
-    guidance: Literal[1.0] = Field(1.0, description="A mixture has no condition, so nothing to guide with.")
+    guidance: float = Field(1.0, ge=1, le=1, description="A mixture has no condition, so nothing to guide with.")
     ring: Ring = Field(default=Ring(), description="The mixture, if `components` is not given.")
     components: list[Component] | None = Field(None, min_length=1, description="The mixture, mode by mode.")
     network: PointNetwork = Field(default=PointNetwork(), description="The student's network.")

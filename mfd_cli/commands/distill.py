@@ -55,13 +55,14 @@ def distill(
     from mfd_cli.training.reporting import Reporter
     from mfd_cli.training.run import distill as run_recipe
 
+    reporter = ConsoleReporter() if first else Reporter()
     run = run_recipe(
         loaded,
         output=output,
         resume=resume,
         force=force,
         device=device,
-        reporter=ConsoleReporter() if first else Reporter(),
+        reporter=reporter,
     )
     if first:
         _show(run.root)

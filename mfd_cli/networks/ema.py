@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class AveragedNetwork:
@@ -22,12 +22,12 @@ class AveragedNetwork:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        self._averaged = list(self.network.parameters())
+        self._averaged: list[Tensor] = list(self.network.parameters())
 
     @torch.no_grad()
     def update(self, network: nn.Module, updates: int) -> None:
         """Takes in the network's weights after its `updates`-th update (counted from 1)."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self._averaged, list(network.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._averaged, [value.detach() for value in network.parameters()], 1 - decay)
         for averaged, now in zip(self.network.buffers(), network.buffers(), strict=True):
             averaged.copy_(now)

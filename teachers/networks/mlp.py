@@ -20,6 +20,8 @@ class PointMLP(nn.Module):
             a derivative in time multiplies the highest one.
     """
 
+    angles: Tensor
+
     def __init__(self, *, dim: int, width: int, depth: int, frequencies: int) -> None:
         super().__init__()
         self.register_buffer("angles", math.pi * 2.0 ** torch.arange(-2, frequencies - 2), persistent=False)
