@@ -23,6 +23,9 @@ from teachers.conditions import to as condition_to
 
 SCHEMA = 1
 
+#: p90 over median latency from which speeds are not worth quoting
+_UNSTEADY = 1.5
+
 Say = Callable[[str], None]
 
 
@@ -210,6 +213,11 @@ def summary(report: dict[str, Any]) -> list[str]:
             f"The teacher is guided (scale {teacher['guidance']:g}, two evaluations a step), the student is not: "
             "up to a factor 2 of the speed-up is guidance."
         )
+    if any(
+        row["latency_ms"] and row["latency_ms"]["p90"] > _UNSTEADY * row["latency_ms"]["median"]
+        for row in report["rows"]
+    ):
+        lines.append("The timing is unsteady (p90 far above the median): something else was using this machine.")
     return lines + report["notes"]
 
 

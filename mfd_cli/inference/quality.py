@@ -34,6 +34,9 @@ _FEATURE_BATCH = 1000
 #: above this many features the eigenvalues of a resample cost seconds, and a rougher standard error has to do
 _MANY_FEATURES, _FEW_RESAMPLES = 512, 5
 
+#: a resample of the sliced distance passes over 256 numbers a sample several times
+_SLICED_RESAMPLES = 10
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -119,7 +122,8 @@ class Reference:
         def again(drawn: Tensor) -> float:
             return metrics.sliced_between(metrics.redrawn(projected.values, projected.indices, drawn), self._projected)
 
-        return self._measured(metrics.sliced_between(projected.values, self._projected), again, len(samples))
+        value = metrics.sliced_between(projected.values, self._projected)
+        return self._measured(value, again, len(samples), _SLICED_RESAMPLES)
 
     def _predicted(self, samples: Tensor) -> Tensor | None:
         parts = [self.data.classify(part) for part in samples.split(_FEATURE_BATCH)]

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from mfd_cli.errors import MfdError, RunStopped
-from mfd_cli.store.files import free_bytes, human, sha256, whole_folder, write_json
+from mfd_cli.store.files import free_bytes, human, remove_leftovers, sha256, whole_folder, write_json
 from mfd_cli.store.tensors import read_tensors, write_tensors
 
 FORMAT = 1
@@ -52,6 +52,9 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint, verifies it by reading it back, then removes the oldest ones.
 
+    Any that claim more progress are removed too: a run stands where it last saved, so they are damaged ones that it
+    was not resumed from, or another run's.
+
     Args:
         folder: the run's checkpoints folder.
         update: student updates done.
@@ -63,6 +66,7 @@ def save_checkpoint(
     Raises:
         RunStopped: no space; earlier checkpoints are unharmed.
     """
+    remove_leftovers(folder)
     size = sum(tensor.numel() * tensor.element_size() for part in parts.values() for tensor in part.values())
     require_space(folder, size)
     path = folder / (f"update-{update:06d}" + (f".{inside}" if inside else ""))
@@ -72,8 +76,7 @@ def save_checkpoint(
         write_json(aside / "state.json", {"format": FORMAT, "update": update, "inside": inside, **state})
         write_json(aside / "manifest.json", {"format": FORMAT, "files": _listing(aside)})
     verify(path)
-    for _, old in _sorted(folder)[:-keep]:
-        shutil.rmtree(old)
+    _prune(folder, (update, inside), keep)
     return path
 
 
@@ -95,21 +98,22 @@ def verify(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        files, version = dict(manifest["files"]), int(manifest["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = int(manifest["format"])
+        files = {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MfdError(
             f"{path}: no readable manifest.json ({error})", do="resume from an earlier checkpoint"
         ) from error
     if version > FORMAT:
         raise MfdError(f"{path}: checkpoint format {version}, this mfd reads up to {FORMAT}", do="use a newer mfd")
     problems = []
-    for name, facts in files.items():
+    for name, (size, digest) in files.items():
         file = path / name
         if Path(name).name != name or not file.is_file():
             problems.append(f"{name} is missing")
-        elif file.stat().st_size != facts["size"]:
-            problems.append(f"{name} has {file.stat().st_size} bytes instead of {facts['size']}")
-        elif sha256(file) != facts["sha256"]:
+        elif file.stat().st_size != size:
+            problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
+        elif sha256(file) != digest:
             problems.append(f"{name} has changed (SHA-256 differs)")
     if problems or "state.json" not in files:
         raise MfdError(f"{path}: damaged: {'; '.join(problems) or 'state.json is not listed'}")
@@ -125,6 +129,15 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except MfdError as error:
             passed_over.append(error.found)
     return None, passed_over
+
+
+def _prune(folder: Path, newest: tuple[int, int], keep: int) -> None:
+    """Leaves the checkpoint at position `newest` and the `keep` - 1 before it."""
+    found = _sorted(folder)
+    before = [path for position, path in found if position < newest]
+    after = [path for position, path in found if position > newest]
+    for path in [*after, *before[: max(0, len(before) - keep + 1)]]:
+        shutil.rmtree(path)
 
 
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mfd_cli.errors import RunStopped
+
+_ASIDE = re.compile(r"\..+\.(?:[0-9a-f]{8}|old)")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -23,7 +26,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         RunStopped: the disk is full or refuses the write; what stood there before still does.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with _disk_errors(path, len(content)):
+    with disk_errors(path, len(content)):
         try:
             with open(aside, "wb") as file:
                 file.write(content)
@@ -52,7 +55,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         RunStopped: the disk is full or refuses the write; nothing of the new folder remains.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with _disk_errors(path, None):
+    with disk_errors(path):
         aside.mkdir(parents=True)
         try:
             yield aside
@@ -70,6 +73,13 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process left of unfinished writes; only for a folder that nobody else is writing to."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _ASIDE.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync_folder(path: Path) -> None:
@@ -117,7 +127,13 @@ def _sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path, size: int | None) -> Iterator[None]:
+def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turns a full or read-only disk inside the block into RunStopped.
+
+    Args:
+        path: what is being written.
+        size: bytes it needs, if known.
+    """
     try:
         yield
     except OSError as error:

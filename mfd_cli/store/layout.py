@@ -6,6 +6,7 @@ A run folder holds `recipe.yaml`, `run.json`, `metrics.jsonl`, `previews/`, `che
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ class RunFolder:
             MfdError: it is missing or damaged.
         """
         try:
-            return json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads(self.record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise MfdError(f"{self.record}: cannot be read ({error})", do="is this a run folder of mfd?") from error
 
     def read_report(self) -> dict[str, Any] | None:
@@ -139,10 +140,11 @@ def run_of(path: Path) -> RunFolder | None:
 
 
 def _latest() -> RunFolder:
-    pointer = RUNS / _LATEST
-    if pointer.is_file():
-        named = RunFolder(Path(os.path.normpath(RUNS / pointer.read_text(encoding="utf-8").strip())))
-        if named.is_run():
+    # a pointer that is missing or damaged is no loss: the newest run here is what it would name
+    with contextlib.suppress(OSError, ValueError):
+        target = (RUNS / _LATEST).read_text(encoding="utf-8").strip()
+        named = RunFolder(Path(os.path.normpath(RUNS / target)))
+        if target and named.is_run():
             return named
     runs = [RunFolder(record.parent) for record in RUNS.glob("*/run.json")]
     if not runs:

@@ -28,6 +28,9 @@ def locked(folder: Path) -> Iterator[None]:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # a holder that ends between our open and our lock takes the file with it: that lock guards nothing
+                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    raise BlockingIOError
             except OSError as error:
                 file.seek(0)
                 holder = file.read().strip() or "another process"

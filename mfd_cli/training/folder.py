@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def _resumed(run: RunFolder, recipe: LoadedRecipe) -> Plan:
         raise MfdError(
             f"{run.root}: the recipe differs from the one the run began with: {'; '.join(changes)}",
             allowed="changes under log and evaluate, train.threads and name",
-            do=f"resume with `mfd distill {run.recipe} --resume`, or start anew with -o or --force",
+            do=f"resume with `{resume_command(run)}`, or start anew with -o or --force",
         )
     if run.read_record().get("status") == "finished":
         return Plan(run, finished=True)
@@ -93,26 +94,32 @@ def open_folder(plan: Plan, size: int) -> None:
     """
     root = plan.run.root
     try:
+        require_space(root, size)
+    except RunStopped as error:
+        raise MfdError(
+            error.found.replace("a checkpoint", "the run"), do="make room first; nothing was started"
+        ) from error
+    try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise MfdError(f"{root}: cannot be written ({error.strerror})", do="choose another folder with -o") from error
-    try:
-        require_space(root, size)
-    except RunStopped as error:
-        raise MfdError(
-            error.found.replace("a checkpoint", "the run"), do="make room first; nothing was started"
-        ) from error
+
+
+def resume_command(run: RunFolder) -> str:
+    """The command that continues a run, ready for a shell."""
+    return f"mfd distill {shlex.quote(str(run.recipe))} -o {shlex.quote(str(run.root))} --resume"
 
 
 def remove_run(run: RunFolder) -> None:
     """Removes what an earlier run wrote, and nothing else that lies in the folder."""
-    for path in (run.record, run.metrics, run.recipe, run.report):
-        path.unlink(missing_ok=True)
     for folder in (run.previews, run.checkpoints, run.student):
         shutil.rmtree(folder, ignore_errors=True)
+    # the record last: a removal that was cut short still leaves a run, which --force replaces
+    for path in (run.metrics, run.recipe, run.report, run.record):
+        path.unlink(missing_ok=True)
 
 
 def describe(recipe: Any) -> str:

@@ -23,17 +23,17 @@ from mfd_cli.inference.benchmark import closing_report
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Roles, build_roles
-from mfd_cli.store.files import write_bytes, write_json
+from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
 from mfd_cli.store.layout import RUNS, RunFolder, point_latest
 from mfd_cli.store.lock import locked
 from mfd_cli.store.student import save_student
 from mfd_cli.training import checkpoints
 from mfd_cli.training.batches import Batches
-from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remove_run
+from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remove_run, resume_command
 from mfd_cli.training.previews import save_preview
 from mfd_cli.training.reporting import Reporter
 from mfd_cli.training.signals import EXIT_CODES, StopRequest
-from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers
+from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers, require_trackers
 from mfd_cli.training.trainer import Trainer
 from teachers.base import Data, Teacher
 from teachers.registry import data as data_registry
@@ -138,8 +138,10 @@ def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
         TeacherError: weights or data are missing or do not fit.
     """
     recipe: Any = loaded.recipe
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise MfdError(f"--device {device}: no CUDA device here", allowed="cpu")
+    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if device is not None and device not in here:
+        raise MfdError(f"--device {device}: not here", allowed=" or ".join(here))
+    require_trackers(recipe.log.trackers)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
@@ -164,6 +166,8 @@ class Session:
     def __init__(self, plan: Plan, workshop: Workshop, reporter: Reporter) -> None:
         self.run, self.workshop, self.reporter = plan.run, workshop, reporter
         recipe, roles = workshop.recipe, workshop.roles
+        if plan.checkpoint is not None:
+            _require_same_teacher(plan.run, workshop.teacher)
         progress = checkpoints.restore(plan.checkpoint, roles) if plan.checkpoint else None
         method = methods.get(recipe.method.type)(recipe.method)
         self.trainer = Trainer(
@@ -180,6 +184,8 @@ class Session:
         if not self.main:
             return
         recipe, resolved = self.workshop.recipe, self.workshop.loaded.resolved
+        for folder in (self.run.root, self.run.checkpoints, self.run.previews):
+            remove_leftovers(folder)
         text = dump(resolved)
         write_bytes(self.run.recipe, text.encode())
         facts = _facts(self.workshop) | {"recipe_sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -197,23 +203,31 @@ class Session:
         trainer, recipe = self.trainer, self.workshop.recipe
         self.reporter.started(describe(recipe), recipe.train.updates, trainer.update)
         try:
-            if trainer.progress.step == 0:
-                self._preview()
             with self._stop:
+                if trainer.progress.step == 0:
+                    self._preview()
                 trainer.run(self._border, lambda: self._stop.received is not None)
         finally:
             self.reporter.ended()
         if self._stopped:
-            signal = self._stop.received
-            name, code = (signal.name, EXIT_CODES[signal]) if signal else ("a signal to another process", 143)
-            raise Interrupted(
-                f"stopped by {name} after update {trainer.update}; a checkpoint was saved",
-                exit_code=code,
-                do=f"continue with `mfd distill {self.run.recipe} -o {self.run.root} --resume`",
-            )
+            raise self._interrupted()
 
     def finish(self) -> None:
-        """Saves the student, draws it and measures it."""
+        """Saves the student, draws it and measures it.
+
+        Raises:
+            Interrupted: told to stop; the last update's checkpoint is there, from which a resumed run comes back here.
+        """
+        self._stop.at_once = True
+        try:
+            with self._stop:
+                if self._stop.received is not None:
+                    raise KeyboardInterrupt
+                self._finish()
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+
+    def _finish(self) -> None:
         if self.main:
             workshop, update = self.workshop, self.trainer.update
             save_student(self.run.student, workshop.student_config(update), workshop.roles.final().state_dict())
@@ -237,6 +251,15 @@ class Session:
         if self._metrics is not None:
             self._metrics.close()
 
+    def _interrupted(self) -> Interrupted:
+        signal = self._stop.received
+        name, code = (signal.name, EXIT_CODES[signal]) if signal else ("a signal to another process", 143)
+        return Interrupted(
+            f"stopped by {name} after update {self.trainer.update}; a checkpoint was saved",
+            exit_code=code,
+            do=f"continue with `{resume_command(self.run)}`",
+        )
+
     def _border(self, trainer: Trainer, stopping: bool) -> bool:
         log, update = self.workshop.recipe.log, trainer.update
         last = update == self.workshop.recipe.train.updates
@@ -248,7 +271,8 @@ class Session:
                 self._preview()
             if last or (log.checkpoint_every and update % log.checkpoint_every == 0):
                 self._checkpoint()
-                return last
+                self._stopped = stopping
+                return last or stopping
         if stopping:
             self._stopped = True
             self._checkpoint()
@@ -312,8 +336,8 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
         session.open(resumed=plan.checkpoint is not None)
         try:
             yield session
-        except Interrupted as error:
-            session.closed("interrupted", error.found)
+        except (Interrupted, KeyboardInterrupt) as error:
+            session.closed("interrupted", getattr(error, "found", "stopped at once by a second Ctrl-C"))
             raise
         except RunStopped as error:
             session.closed("stopped", error.found)
@@ -323,6 +347,16 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
             raise
         finally:
             session.close()
+
+
+def _require_same_teacher(run: RunFolder, teacher: Teacher) -> None:
+    """Raises MfdError if the teacher's weights are not those that a run began with."""
+    began = run.read_record().get("teacher", teacher.identity())
+    if began != teacher.identity():
+        raise MfdError(
+            f"{run.root}: the teacher has changed since the run began: {began} -> {teacher.identity()}",
+            do="put the teacher's weights back, or start anew with -o or --force",
+        )
 
 
 def _facts(workshop: Workshop) -> dict[str, Any]:

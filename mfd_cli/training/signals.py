@@ -14,10 +14,15 @@ class StopRequest:
     """Remembers the first SIGINT or SIGTERM while the block runs; a second Ctrl-C interrupts at once.
 
     Handlers can only be installed in the main thread; elsewhere the block changes nothing.
+
+    Attributes:
+        received: the signal that asked to stop.
+        at_once: whether the first signal too interrupts at once (as KeyboardInterrupt), since nothing waits for it.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.at_once = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -33,6 +38,7 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self.received is not None and number == signal.SIGINT
         self.received = signal.Signals(number)
+        if again or self.at_once:
+            raise KeyboardInterrupt

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mfd_cli.errors import MfdError
-from mfd_cli.store.files import write_bytes
+from mfd_cli.store.files import disk_errors, write_bytes
 
 Tracker = Callable[[dict[str, Any]], None]
 
@@ -25,12 +26,17 @@ class MetricsFile:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if _update_of(line) <= update]
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        # unbuffered: a line is readable by others at once, and nothing is left to fail at the end
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
 
     def write(self, numbers: dict[str, Any]) -> None:
-        """Appends a line, readable by others at once."""
-        self._file.write(json.dumps(numbers) + "\n")
-        self._file.flush()
+        """Appends a line.
+
+        Raises:
+            RunStopped: the disk is full.
+        """
+        with disk_errors(Path(self._file.name)):
+            self._file.write((json.dumps(numbers) + "\n").encode())
 
     def close(self) -> None:
         """Closes the file."""
@@ -44,20 +50,21 @@ def _update_of(line: str) -> float:
         return float("inf")
 
 
-def open_trackers(names: Sequence[str], folder: Path, run: str, recipe: dict[str, Any]) -> list[Tracker]:
-    """Functions that take a line of metrics, one for each tracker named.
+def require_trackers(names: Sequence[str]) -> None:
+    """Raises MfdError, naming the extra, if a tracker is not installed; asked before anything is written."""
+    for name in names:
+        if find_spec(name) is None:
+            raise MfdError(f"log.trackers: {name} is not installed", do=f"pip install 'mfd[{name}]'")
 
-    Raises:
-        MfdError: a tracker is not installed; names the extra.
-    """
+
+def open_trackers(names: Sequence[str], folder: Path, run: str, recipe: dict[str, Any]) -> list[Tracker]:
+    """Functions that take a line of metrics, one for each tracker named."""
     return [_OPEN[name](folder, run, recipe) for name in names]
 
 
 def _tensorboard(folder: Path, run: str, recipe: dict[str, Any]) -> Tracker:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise _missing("tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def track(numbers: dict[str, Any]) -> None:
@@ -69,16 +76,10 @@ def _tensorboard(folder: Path, run: str, recipe: dict[str, Any]) -> Tracker:
 
 
 def _wandb(folder: Path, run: str, recipe: dict[str, Any]) -> Tracker:
-    try:
-        import wandb
-    except ImportError as error:
-        raise _missing("wandb") from error
+    import wandb
+
     session = wandb.init(project="mfd", name=run, config=recipe, dir=str(folder))
     return lambda numbers: session.log(numbers, step=numbers["update"])
-
-
-def _missing(name: str) -> MfdError:
-    return MfdError(f"log.trackers: {name} is not installed", do=f"pip install 'mfd[{name}]'")
 
 
 _OPEN: dict[str, Callable[[Path, str, dict[str, Any]], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -115,6 +115,8 @@ def test_table_and_summary_say_what_was_measured():
         "10-step teacher -> 1-step student: 9.8 times faster; gap recovered: frechet 1.01, in_mode within noise"
     )
     assert "guided (scale 1.5" in second
+    found["rows"][0]["latency_ms"]["p90"] = 300.0
+    assert "unsteady" in summary(found)[2]
 
 
 @pytest.mark.parametrize("name", ["num", "timed_batch", "batch_size"])

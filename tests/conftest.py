@@ -1,0 +1,87 @@
+"""Fixtures for tests that need a whole run: a toy recipe that takes a fraction of a second."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TINY = """# Three modes, a perceptron of one small layer
+name: tiny
+teacher: {type: gmm, ring: {modes: 3}, network: {width: 16, depth: 1, frequencies: 2}}
+method: {type: mfd, solver: {steps: 2}, aux_updates: 2}
+optim: {student: {lr: 1e-3}, aux: {lr: 2e-3, schedule: cosine}}
+train: {updates: 6, batch_size: 16, threads: 1}
+data: {type: gmm}
+log: {every: 1, preview_every: 0, checkpoint_every: 0}
+evaluate: {num: 0}
+"""
+
+#: a plugin that does for a process of its own what the fixture `quick` does for this one
+QUICK = "import teachers.gmm\n\nteachers.gmm._FIT_UPDATES = 20\n"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits the toy teacher's network for 20 updates, and draws no previews."""
+    import mfd_cli.training.run
+    import teachers.gmm
+
+    monkeypatch.setattr(teachers.gmm, "_FIT_UPDATES", 20)
+    monkeypatch.setattr(mfd_cli.training.run, "save_preview", lambda path, *rest: path.parent.mkdir(exist_ok=True))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path:
+    """The toy recipe as a file, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+Command = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tiny: Path) -> Command:
+    """Starts `mfd` in a process of its own, with the quick fit; ended with the test if it still runs.
+
+    `start("distill", "tiny.yaml", plugin="...code...")`: the code runs before the command.
+    """
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str, plugin: str = "", cwd: Path | None = None) -> subprocess.Popen[str]:
+        folder = tiny.parent
+        code = folder / f"plugin{len(running)}.py"
+        code.write_text(QUICK + plugin)
+        process = subprocess.Popen(
+            [*mfd(), "--plugin", str(code), *arguments],
+            cwd=cwd or folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def mfd() -> Sequence[str]:
+    """The command, as a script would start it: the working folder is not on the import path."""
+    return [sys.executable, "-c", "import sys; sys.path[:] = [p for p in sys.path if p]; "
+            "from mfd_cli.cli import main; main()"]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """The environment without what would make a process part of a launched job, and with this checkout importable."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
