@@ -1,6 +1,7 @@
 """What the training loop costs beyond the network evaluations it contains.
 
-    python benchmarks/loop_overhead.py [digits] [--rounds 20] [--clock wall|cpu] [--set key=value]... [--json PATH] [--plot PATH] [--quick]
+    python benchmarks/loop_overhead.py [digits] [--rounds 20] [--clock wall|cpu] [--set key=value]... [--json PATH]
+                                       [--plot PATH] [--quick]
 
 Every step of a number of cycles (`aux_updates` auxiliary updates and one student update) is timed, and right next to it
 the network evaluations that this very step contains, replayed alone: the same calls with the same rows, in the same
@@ -10,9 +11,9 @@ and replay take turns at being first, so that a drifting clock favours neither.
     ratio = time of the step / time of its evaluations            limit: 1.10
 
 The optimizer's own step is no network evaluation: it is part of the step's time and not of the evaluations'. The ratio
-without it is given beside. `--clock cpu` reads the process's CPU time instead of the wall's, for a machine that is shared;
-with several threads it adds up theirs. A student of several steps back-propagates through a chain of evaluations; the replay runs
-each link's forward and backward by itself.
+without it is given beside. `--clock cpu` reads the process's CPU time instead of the wall's, for a machine that is
+shared; with several threads it adds up theirs. A student of several steps back-propagates through a chain of
+evaluations; the replay runs each link's forward and backward by itself.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
     check_targets(args)
     workshop, trainer = trainer_of(load_recipe(args.recipe, args.overrides), args.device)
-    where = machine(workshop)
+    where = machine(workshop.samplers()[1])
     steps = (2 if args.quick else args.rounds) * trainer.cycle
     plan = recorded(trainer, steps)
     # noise and times are functions of the step's number, so going back repeats the recorded calls
@@ -252,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parts = breakdown(trainer, steps, CLOCKS[args.clock])
     per_cycle = sum(len(call.x) for step in plan for call in step) * trainer.cycle / steps
     report = {
-        "schema": 1, "recipe": args.recipe, **where, "clock": args.clock, "batch_size": workshop.recipe.train.batch_size,
+        "schema": 1, "recipe": args.recipe, **where, "clock": args.clock,
+        "batch_size": workshop.recipe.train.batch_size,
         "aux_updates": trainer.cycle - 1, "rows_per_cycle": per_cycle, "limit": LIMIT, "ratios": found,
         "breakdown_ms_per_cycle": parts,
     }  # fmt: skip

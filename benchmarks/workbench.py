@@ -15,6 +15,7 @@ from mfd_cli import console
 from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.benchmark import environment
+from mfd_cli.inference.sampler import Sampler
 from mfd_cli.methods.registry import methods
 from mfd_cli.training.run import Workshop, build
 from mfd_cli.training.trainer import Trainer
@@ -54,9 +55,9 @@ def trainer_of(loaded: LoadedRecipe, device: str) -> tuple[Workshop, Trainer]:
     )
 
 
-def machine(workshop: Workshop) -> dict[str, Any]:
-    """Device, threads and versions that figures hold for; also printed."""
-    found = environment(workshop.samplers()[1])
+def machine(sampler: Sampler) -> dict[str, Any]:
+    """Device, threads and versions that a sampler's figures hold for; also printed."""
+    found = environment(sampler)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     console.out.print(f"machine: {found['device']}, {found['threads']} threads, {found['dtype']}, {versions}")
     return found

@@ -128,9 +128,8 @@ class Case:
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, network: nn.Module | None = None) -> Tensor:
         """The adapter's velocity in float32, a chunk at a time."""
-        used = self.network if network is None else network
         parts = [
-            self.teacher.velocity(used, x[part], t[part], conditions.rows(condition, part))
+            self.teacher.velocity(network or self.network, x[part], t[part], conditions.rows(condition, part))
             for part in (slice(first, first + _CHUNK) for first in range(0, len(x), _CHUNK))
         ]
         return torch.cat(parts).float()
@@ -249,7 +248,7 @@ def _regression(case: Case) -> Iterator[Finding]:
     yield Finding(
         "velocity", explains, f"loss {loss:.4g}, of a constant {float(constant.mean()):.4g}, {shown}", contract
     )
-    known = bool(explains) or None
+    known = explains or None
     as_given = f"{_GIVEN} leaves {float(fits[_GIVEN].errors.mean()):.4g}"
     what = as_given if best == _GIVEN else f"{as_given}, {best} only {loss:.4g}: that is the reading to use"
     yield Finding("time direction", known and not best.reverse, what, contract)

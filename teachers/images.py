@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -106,7 +108,7 @@ class ImagesTeacher(Teacher):
     def encode(self, asked: Sequence[int | str]) -> Condition:
         """Class indices as a condition."""
         for label in asked:
-            if not isinstance(label, int) or not 0 <= label < self.classes:
+            if type(label) is not int or not 0 <= label < self.classes:
                 raise TeacherError(f"label {label}", allowed=f"class indices from 0 to {self.classes - 1}")
         return {"label": torch.tensor(list(asked), dtype=torch.long)}
 
@@ -151,11 +153,14 @@ class ImagesData(Data):
         return cls(images, labels, settings.largest).fitting(teacher, settings.path)
 
     def fitting(self, teacher: Teacher | None, where: str) -> ImagesData:
-        """Itself, if a teacher makes images of this shape. Raises TeacherError otherwise."""
+        """Itself, if a teacher makes images of this shape and knows all classes. Raises TeacherError otherwise."""
         if teacher is not None and tuple(teacher.sample_shape) != self.image_shape:
             raise TeacherError(
                 f"{where}: images of {list(self.image_shape)}", allowed=f"the teacher's: {list(teacher.sample_shape)}"
             )
+        known = getattr(teacher, "classes", None)
+        if known is not None and self.classes > known:
+            raise TeacherError(f"{where}: {self.classes} classes", allowed=f"at most the teacher's {known}")
         return self
 
     @property
@@ -216,9 +221,14 @@ def read_images(path: Path) -> tuple[Tensor, Tensor]:
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["images"], file["labels"].astype(np.int64)
-    except (OSError, ValueError, KeyError) as error:
+            images, labels = file["images"], file["labels"]
+            whole = labels.astype(np.int64)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise TeacherError(f"{path}: cannot be read ({error})", allowed="arrays `images` and `labels`") from error
+    if labels.ndim != 1 or not np.array_equal(whole, labels):
+        raise TeacherError(f"{path}: labels of type {labels.dtype} and shape {list(labels.shape)}",
+                           allowed="one whole number for each image")
+    return images, whole
 
 
 def _read_folder(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Solvers against closed forms: order, average velocity, intervals of each row, exact counts of evaluations."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,12 +58,12 @@ class Counting:
 
 
 def slope(errors):
-    return min(math.log2(coarse / fine) for coarse, fine in zip(errors[:-1], errors[1:], strict=True))
+    return min(math.log2(coarse / fine) for coarse, fine in pairwise(errors))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_order_of_convergence_on_the_gaussian_flow_map(rule):
-    x, s, t = points(16), times(*[0.1] * 16), times(*[0.9] * 16)
+    x, s, t = points(16), times(*[0.125] * 16), times(*[0.875] * 16)  # times and steps are exact in float32
     exact = flow_map(x, s, t)
     errors = [float((integrate(gaussian(), x, s, t, rule=rule, steps=n).end - exact).norm()) for n in (16, 32, 64)]
     assert ORDER[rule] - 0.25 < slope(errors) < ORDER[rule] + 1.2
@@ -71,9 +72,9 @@ def test_order_of_convergence_on_the_gaussian_flow_map(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_order_of_convergence_on_a_mixture(rule):
-    x, s, t = points(16), times(*[0.1] * 16), times(*[0.7] * 16)
-    exact = integrate(ring(), x, s, t, rule="rk4", steps=400).end
-    errors = [float((integrate(ring(), x, s, t, rule=rule, steps=n).end - exact).norm()) for n in (40, 80, 160)]
+    x, s, t = points(16), times(*[0.125] * 16), times(*[0.625] * 16)
+    exact = integrate(ring(), x, s, t, rule="rk4", steps=512).end
+    errors = [float((integrate(ring(), x, s, t, rule=rule, steps=n).end - exact).norm()) for n in (32, 64, 128)]
     assert slope(errors) > ORDER[rule] - 0.3
 
 
@@ -156,7 +157,7 @@ def test_a_grid_takes_its_own_steps():
     grid, x = time_grid(10, shift=3.0), points(5)
     result = integrate_grid(gaussian(), x, grid)
     state = x
-    for now, after in zip(grid[:-1], grid[1:], strict=True):
+    for now, after in pairwise(grid):
         state = state + (after - now) * gaussian()(state, now.expand(5))
     torch.testing.assert_close(result.end, state, atol=1e-6, rtol=0)
     assert result.evaluations.tolist() == [10] * 5
@@ -169,14 +170,17 @@ def test_one_step_is_noise_plus_velocity():
     torch.testing.assert_close(integrate_grid(gaussian(), z, time_grid(1)).end, z + v)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["euler", "midpoint", "heun", "ab2"])
 def test_order_on_a_grid_of_unequal_steps(rule):
     """Two-step Adams and Bashforth keep their order only if the ratio of steps is used."""
-    x, zero, one = points(16), torch.zeros(16), torch.ones(16)
-    exact = flow_map(x, zero, one)
+    x = points(16)
+    exact = x * math.exp(math.sin(3) / 3)
+
+    def field(x, t):
+        return torch.cos(3 * t.double())[:, None] * x
+
     errors = [
-        float((integrate_grid(gaussian(), x, time_grid(n, shift=3.0), rule=rule).end - exact).norm())
-        for n in (32, 64, 128)
+        float((integrate_grid(field, x, time_grid(n, shift=3.0), rule=rule).end - exact).norm()) for n in (32, 64, 128)
     ]
     assert slope(errors) > ORDER[rule] - 0.3
 

@@ -131,6 +131,16 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed_over
 
 
+def set_aside_after(checkpoint: Checkpoint) -> None:
+    """Renames the damaged checkpoints that were passed over for this one, so that they no longer count as kept."""
+    position = int(checkpoint.state["update"]), int(checkpoint.state["inside"])
+    for later, path in _sorted(checkpoint.path.parent):
+        if later > position:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
 def _prune(folder: Path, newest: tuple[int, int], keep: int) -> None:
     """Leaves the checkpoint at position `newest` and the `keep` - 1 before it."""
     found = _sorted(folder)

@@ -45,14 +45,19 @@ def restore_optimizer(
     """Puts the tensors of `optimizer_tensors` back.
 
     Raises:
-        MfdError: a tensor belongs to no parameter, or a parameter's state is incomplete.
+        MfdError: a tensor belongs to no parameter, has another shape, or a parameter's state is incomplete.
     """
     state: dict[int, dict[str, Tensor]] = {}
     positions = {name: index for index, name in enumerate(names)}
+    shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
     for full, value in tensors.items():
         name, _, key = full.rpartition("/")
         if name not in positions:
             raise MfdError(f"{path}: optimizer state for an unknown parameter {name}")
+        if value.dim() and value.shape != shapes[positions[name]]:
+            raise MfdError(
+                f"{path}: {full} has shape {list(value.shape)}, its parameter {list(shapes[positions[name]])}"
+            )
         state.setdefault(positions[name], {})[key] = value
     keys = {frozenset(entry) for entry in state.values()}
     if state and (len(state) != len(names) or len(keys) != 1):

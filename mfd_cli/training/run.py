@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from mfd_cli import __version__
 from mfd_cli.config.load import LoadedRecipe, dump, load_recipe
@@ -23,6 +24,7 @@ from mfd_cli.inference.benchmark import closing_report
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Roles, build_roles
+from mfd_cli.store.checkpoint import Checkpoint, set_aside_after
 from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
 from mfd_cli.store.layout import RUNS, RunFolder, point_latest
 from mfd_cli.store.lock import locked
@@ -145,6 +147,8 @@ def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
+    # Accelerate keeps the first device and precision of a process for good; a second run may want others
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
     teacher = teacher_registry.get(recipe.teacher.type).load(recipe.teacher)  # type: ignore[attr-defined]
     data = data_registry.get(recipe.data.type).load(recipe.data, teacher)  # type: ignore[attr-defined]
@@ -179,17 +183,19 @@ class Session:
         self._stop = StopRequest()
         self._stopped = False
 
-    def open(self, resumed: bool) -> None:
+    def open(self, checkpoint: Checkpoint | None) -> None:
         """Writes recipe and record, and opens the metrics."""
         if not self.main:
             return
         recipe, resolved = self.workshop.recipe, self.workshop.loaded.resolved
         for folder in (self.run.root, self.run.checkpoints, self.run.previews):
             remove_leftovers(folder)
+        if checkpoint is not None:
+            set_aside_after(checkpoint)
         text = dump(resolved)
         write_bytes(self.run.recipe, text.encode())
         facts = _facts(self.workshop) | {"recipe_sha256": hashlib.sha256(text.encode()).hexdigest()}
-        self.run.update_record(status="running", **facts, **({} if resumed else {"started": _now()}))
+        self.run.update_record(status="running", **facts, **({"started": _now()} if checkpoint is None else {}))
         point_latest(self.run)
         self._trackers = open_trackers(recipe.log.trackers, self.run.root, recipe.name, resolved)
         self._metrics = MetricsFile(self.run.metrics, self.trainer.update)
@@ -333,7 +339,7 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
         session = Session(plan, workshop, reporter)
         if main and plan.replace:
             remove_run(plan.run)
-        session.open(resumed=plan.checkpoint is not None)
+        session.open(plan.checkpoint)
         try:
             yield session
         except (Interrupted, KeyboardInterrupt) as error:

@@ -81,6 +81,8 @@ class Trainer:
         }
         for role in (roles.student, roles.auxiliary):
             role.wrapped = accelerator.prepare(role.network)
+            # a network that a teacher has just fitted may still hold a gradient, which the first step would add to
+            role.optimizer.zero_grad(set_to_none=True)
 
     @property
     def update(self) -> int:

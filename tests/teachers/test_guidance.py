@@ -1,0 +1,122 @@
+"""Guidance: exact branches, the formula against two plain calls, its cost, rows, refusal."""
+
+import pytest
+import torch
+from torch import nn
+
+from teachers.base import Teacher
+from teachers.errors import TeacherError
+from teachers.guidance import Evaluations, VelocityField
+from teachers.settings import TeacherSettings
+
+
+class Linear(nn.Module):
+    """u = rate[label] x + t; remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+        self.labels = []
+
+    def forward(self, x, t, label):
+        self.labels.append(label.tolist())
+        return self.rate[label][:, None] * x + t[:, None]
+
+
+class Labelled(Teacher):
+    sample_shape = (3,)
+
+    @classmethod
+    def load(cls, settings):
+        raise NotImplementedError
+
+    def build_network(self):
+        return Linear()
+
+    def null_condition(self, condition):
+        return {"label": torch.full_like(condition["label"], 2)}
+
+    def identity(self):
+        return {}
+
+
+class Unguided(Labelled):
+    def null_condition(self, condition):
+        return None
+
+
+class Half(Labelled):
+    def velocity(self, network, x, t, condition):
+        return super().velocity(network, x, t, condition).to(torch.bfloat16)
+
+
+CONDITION = {"label": torch.tensor([0, 1, 0, 1])}
+X, T = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.4, 0.6, 0.9])
+
+
+def field(guidance, kind=Labelled, counter=None):
+    teacher = kind(TeacherSettings(type="linear"), {})
+    return VelocityField(teacher, Linear(), CONDITION, guidance, counter)
+
+
+def branch(label):
+    return Linear()(X, T, label)
+
+
+def conditional():
+    return branch(CONDITION["label"])
+
+
+def unconditional():
+    return branch(torch.full((4,), 2))
+
+
+def test_scale_one_and_zero_are_the_branches_exactly():
+    assert torch.equal(field(1.0)(X, T), conditional())
+    assert torch.equal(field(0.0)(X, T), unconditional())
+
+
+@pytest.mark.parametrize("scale", [2.5, 0.5, 7.0])
+def test_any_other_scale_is_the_formula(scale):
+    naive = unconditional() + scale * (conditional() - unconditional())
+    torch.testing.assert_close(field(scale)(X, T), naive, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("scale", "cost"), [(1.0, 1), (0.0, 1), (2.5, 2)])
+def test_cost_and_evaluations(scale, cost):
+    counter = Evaluations()
+    guided = field(scale, counter=counter)
+    guided(X, T)
+    assert guided.cost == cost and counter.rows == guided.evaluations.rows == 4 * cost
+    guided.rows(slice(0, 1))(X[:1], T[:1])
+    assert counter.rows == 5 * cost, "a field of fewer rows counts towards the same counter"
+
+
+def test_one_call_with_the_unconditional_half_first():
+    guided = field(2.5)
+    guided(X, T)
+    assert guided._network.labels == [[2, 2, 2, 2, 0, 1, 0, 1]]
+
+
+def test_counters_are_not_shared_by_default():
+    first, second = field(1.0), field(1.0)
+    first(X, T)
+    assert second.evaluations.rows == 0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("index", [slice(1, 3), torch.tensor([3, 0, 2])])
+def test_rows_keep_their_conditions(scale, index):
+    torch.testing.assert_close(field(scale).rows(index)(X[index], T[index]), field(scale)(X, T)[index])
+
+
+def test_a_family_without_a_null_condition_is_not_guided():
+    with pytest.raises(TeacherError) as caught:
+        field(2.0, Unguided)
+    assert "guidance 2.0" in caught.value.found and caught.value.allowed == "guidance: 1.0"
+    assert torch.equal(field(1.0, Unguided)(X, T), conditional())
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_half_precision_is_widened_before_differences(scale):
+    assert field(scale, Half)(X, T).dtype == torch.float32
