@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jackknife import statistics
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from workbench import check_targets, deliver, machine, options, run, trainer_of
@@ -128,29 +129,6 @@ class Estimator:
         return torch.cat([part.flatten() for part in parts]), count.rows
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its value when each minibatch in turn is left out."""
-
-    value: float
-    left_out: Tensor
-
-    @property
-    def error(self) -> float:
-        """Jackknife standard error."""
-        count = len(self.left_out)
-        return ((count - 1) / count * (self.left_out - self.left_out.mean()).square().sum()).sqrt().item()
-
-    def __truediv__(self, other: Estimate) -> Estimate:
-        return Estimate(self.value / other.value, self.left_out / other.left_out)
-
-    def cosine(self, first: Estimate, second: Estimate) -> Estimate:
-        """This inner product over the root of two squared lengths; NaN where noise made one of them negative."""
-        left_out = self.left_out / (first.left_out * second.left_out).sqrt()
-        product = first.value * second.value
-        return Estimate(self.value / math.sqrt(product) if product > 0 else math.nan, left_out)
-
-
 def vsd(times: str) -> Method:
     """VSD with uniform times ("uniform") or MFD's starts ("sorted-pair")."""
     return DiffInstruct(DiffInstructSettings(type="diff-instruct", times=StartTimes(type=times)))  # type: ignore[arg-type]
@@ -197,7 +175,7 @@ def retrained(scene: Scene, updates: int) -> tuple[Scene, dict[str, float]]:
 
     @torch.no_grad()
     def loss() -> float:
-        return flow_matching_loss(found.batch(_RETRAINING, updates, 4096)[0]).value.item()
+        return flow_matching_loss(found.batch(_RETRAINING, updates, 16 * BATCH)[0]).value.item()
 
     before = loss()
     for update in range(updates):
@@ -206,34 +184,6 @@ def retrained(scene: Scene, updates: int) -> tuple[Scene, dict[str, float]]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return found, {"before": before, "after": loss()}
-
-
-def statistics(gradients: Tensor, reference: Tensor) -> dict[str, Estimate]:
-    """Spread tr Cov, unbiased |mean|^2, NSR and unbiased cosine with a reference; all [M, P]."""
-    squares = _inner(gradients, gradients)
-    signal, length = squares["mean"], _inner(reference, reference)["mean"]
-    return {
-        "tr_cov": squares["spread"],
-        "signal": signal,
-        "nsr": squares["spread"] / signal,
-        "cosine": _inner(gradients, reference)["mean"].cosine(signal, length),
-    }
-
-
-def _inner(a: Tensor, b: Tensor) -> dict[str, Estimate]:
-    """For rows a_i, b_i [M, P] of paired gradients: the trace of their covariance, and <mean a, mean b> unbiased."""
-    count = len(a)
-    pairs = (a * b).sum(1).double()
-    sum_a, sum_b = a.sum(0, dtype=torch.float64), b.sum(0, dtype=torch.float64)
-    whole = torch.dot(sum_a, sum_b)
-    others = whole - (a @ sum_b.to(a.dtype)).double() - (b @ sum_a.to(b.dtype)).double() + pairs
-
-    def figures(product: Tensor, diagonal: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        return (diagonal - product / m) / (m - 1), (product - diagonal) / (m * (m - 1))
-
-    spread, mean = figures(whole, pairs.sum(), count)
-    spreads, means = figures(others, pairs.sum() - pairs, count - 1)
-    return {"spread": Estimate(spread.item(), spreads), "mean": Estimate(mean.item(), means)}
 
 
 def gradient_table(
@@ -351,7 +301,7 @@ def _arguments(arguments: Sequence[str] | None) -> Any:
     args = parser.parse_args(arguments)
     check_targets(args)
     if args.quick:
-        args.updates, args.retrain, args.minibatches, args.samples, args.draws, args.fine = [1], 5, 4, 8, 4, 2
+        args.updates, args.retrain, args.minibatches, args.samples, args.draws, args.fine = [1], 3, 3, 8, 4, 1
     return args
 
 

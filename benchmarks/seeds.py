@@ -129,6 +129,7 @@ def _report(args: Any, folders: dict[int, Path], seconds: dict[int, dict[str, fl
         "recipe": args.recipe,
         "overrides": args.overrides,
         **machine(student),
+        "distill_threads": RunFolder(first).read_record()["threads"],
         "num": args.num,
         "reference_num": reference.count,
         "judging_seed": args.judging_seed,
@@ -174,7 +175,10 @@ def _print(report: dict[str, Any]) -> None:
     lines.append(["student, mean ± spread", *whole, *spread])
     if report["floor"] is not None:
         lines.append(["floor: real halves", None, None, *(report["floor"].get(name) for name in names)])
-    title = f"{report['recipe']}: {report['num']} samples against {report['reference_num']} real ones"
+    title = (
+        f"{report['recipe']}: distilled with {report['distill_threads']} threads; "
+        f"{report['num']} samples against {report['reference_num']} real ones"
+    )
     console.table(title, ["model", "s to student", "s to end", *names], lines)
     rows = [
         [many, *(_gap([row["gap_recovered"][many][name] for row in report["runs"]]) for name in names)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe's key; checked like the recipe itself."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is if left out.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Precision: fp32, bf16 or fp16.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write JSON; '-' is stdout.")]
 Run = Annotated[
     str | None,
@@ -29,6 +30,9 @@ Recipe = Annotated[
     typer.Argument(metavar="RECIPE", help="YAML file or name of a bundled recipe.", autocompletion=completion.recipes),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands there.")]
+
+#: mistakes in flags: Click's class, or that of the copy of Click inside newer versions of Typer
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="mfd",
@@ -44,6 +48,12 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(teachers_app, name="teachers")
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mfd {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -51,12 +61,11 @@ def options(
         list[Path] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Import a file that registers teachers or methods."),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Options of every command."""
-    if version:
-        console.out.print(f"mfd {__version__}")
-        raise typer.Exit
     from mfd_cli.plugins import import_plugin, refuse_shadowed
 
     refuse_shadowed()
@@ -99,13 +108,14 @@ def sample(
     batch_size: Annotated[int, typer.Option(help="Samples computed at once.")] = 500,
     output: Annotated[str | None, typer.Option("-o", "--output", help="PNG grid, .npz, or a folder of PNGs.")] = None,
     device: Device = None,
+    dtype: Dtype = "fp32",
 ) -> None:
     """Sample from a student, and its teacher. Example: mfd sample --steps 1 --teacher"""
     from mfd_cli.commands.sample import sample as command
 
     command(
         run, steps=steps, num=num, seed=seed, teacher=teacher, prompt=prompt or (), prompts=prompts, label=label or (),
-        guidance=guidance, batch_size=batch_size, output=output, device=_device(device),
+        guidance=guidance, batch_size=batch_size, output=output, device=_device(device), dtype=dtype,
     )  # fmt: skip
 
 
@@ -125,6 +135,7 @@ def benchmark(
     compare: Annotated[list[str] | None, typer.Option(help="Another run to put in the table.")] = None,
     json_target: Json = None,
     device: Device = None,
+    dtype: Dtype = "fp32",
 ) -> None:
     """Measure speed and quality of student and teacher. Example: mfd benchmark --fps --json -"""
     from mfd_cli.commands.benchmark import benchmark as command
@@ -132,6 +143,7 @@ def benchmark(
     command(
         run, fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps, batch_size=batch_size, num=num,
         seed=seed, compare=compare or (), json_target=json_target, device=_device(device),
+        dtype=dtype,
     )  # fmt: skip
 
 
@@ -143,7 +155,7 @@ def export(
     lora: Annotated[bool, typer.Option("--lora", help="The adapter alone.")] = False,
     merged: Annotated[bool, typer.Option("--merged", help="A pipeline with the adapter merged in.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="An ONNX graph.")] = False,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Dtype = "fp32",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/export if left out.")] = None,
 ) -> None:
     """Write the student in a form that loads elsewhere. Example: mfd export --safetensors"""
@@ -253,7 +265,7 @@ def teachers_train(
 def main() -> None:
     """Runs the command line and exits with the contract's codes."""
     try:
-        code = app(standalone_mode=False)
+        code = app(_common_first(sys.argv[1:]), standalone_mode=False)
     except MfdError as error:
         if "--debug" in sys.argv:
             raise
@@ -269,11 +281,25 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _common_first(arguments: list[str]) -> list[str]:
+    """The command line with options of every command moved to the front, so that they may stand anywhere."""
+    common, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument == "--plugin":
+            common += [argument, *[value for value in [next(remaining, None)] if value is not None]]
+        elif argument in ("--debug", "--version") or argument.startswith("--plugin="):
+            common.append(argument)
+        else:
+            rest.append(argument)
+    return [*common, *rest]
+
+
 def _unexpected(error: Exception) -> int:
     """Usage mistakes as Click words them (exit 2); anything else is a fault of ours, shown in full."""
-    import click
-
-    if isinstance(error, click.ClickException):
+    if isinstance(error, _UsageError):
         error.show()
         return error.exit_code
     if isinstance(error, OSError) and error.strerror and "--debug" not in sys.argv:

@@ -49,10 +49,9 @@ class Stream:
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal, float32 [B, *shape], by Box and Muller's transform of one 64-bit number each."""
         numbers = self._raw(purpose, math.prod(shape))
-        first = ((numbers >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
-        second = (numbers & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0**-32 * 2 * math.pi)
-        values = (np.sqrt(-2 * np.log(first)) * np.cos(second)).astype(np.float32)
-        return self._tensor(values, shape)
+        halves = np.stack([numbers >> np.uint64(32), numbers & np.uint64(0xFFFFFFFF)]).astype(np.float32)
+        radius = np.sqrt(np.float32(-2) * np.log((halves[0] + np.float32(0.5)) * np.float32(2.0**-32)))
+        return self._tensor(radius * np.cos(halves[1] * np.float32(2.0**-32 * 2 * math.pi)), shape)
 
     def _raw(self, purpose: str, elements: int) -> np.ndarray:
         blocks = -(-elements // _OUTPUTS_PER_COUNTER)
@@ -71,12 +70,13 @@ def order(seed: int, size: int, first: int, count: int) -> Tensor:
 
     Every epoch of `size` positions is a permutation of its own, so each item is seen once per epoch.
     """
-    positions = np.arange(first, first + count)
-    items = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(positions // size):
-        inside = positions // size == epoch
-        items[inside] = _permutation(seed, size, int(epoch))[positions[inside] % size]
-    return torch.from_numpy(items)
+    parts, left = [], count
+    epoch, start = divmod(first, size)
+    while left > 0:
+        parts.append(_permutation(seed, size, epoch)[start : start + left])
+        left -= len(parts[-1])
+        epoch, start = epoch + 1, 0
+    return torch.from_numpy(np.concatenate(parts))
 
 
 _last_permutation: tuple[tuple[int, int, int], np.ndarray] | None = None

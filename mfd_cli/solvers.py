@@ -201,21 +201,22 @@ def _advance(
     times for the first `moving` rows and its weights, the shares of the rows' whole intervals that it covers.
     """
     state = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = per_row(span, state)
     average = torch.zeros_like(state)
     before = last_weight = None
     moving = len(counts)
-    for step in range(int(counts[0]) if moving else 0):
-        still = int((counts > step).sum())
+    rows_left = (counts > torch.arange(int(counts[0]) if moving else 0)[:, None]).sum(dim=1).tolist()
+    for step, still in enumerate(rows_left):
         if still < moving:
             field, moving, before = _rows(field, slice(0, still)), still, _prefix(before, still)
             last_weight = _prefix(last_weight, still)
         time, weight = border(step, moving)
-        here = state[:moving] + per_row(span[:moving], state) * average[:moving]
+        here = torch.addcmul(state[:moving], length[:moving], average[:moving]) if step else state
         ratio = None if last_weight is None else weight / last_weight
         mean, before = RULES[rule](field, Step(here, time, weight * span[:moving], before, ratio))
         average = _add_prefix(average, per_row(weight, mean) * mean)
         last_weight = weight
-    return Integration(state + per_row(span, state) * average, average, counts * EVALUATIONS_PER_STEP[rule])
+    return Integration(torch.addcmul(state, length, average), average, counts * EVALUATIONS_PER_STEP[rule])
 
 
 def _prefix(tensor: Tensor | None, rows: int) -> Tensor | None:

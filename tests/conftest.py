@@ -24,7 +24,13 @@ evaluate: {num: 0}
 """
 
 #: a plugin that does for a process of its own what the fixture `quick` does for this one
-QUICK = "import teachers.gmm\n\nteachers.gmm._FIT_UPDATES = 20\n"
+QUICK = """
+import mfd_cli.training.run
+import teachers.gmm
+
+teachers.gmm._FIT_UPDATES = 20
+mfd_cli.training.run.save_preview = lambda path, *rest: path.parent.mkdir(exist_ok=True)
+"""
 
 
 @pytest.fixture

@@ -174,14 +174,17 @@ def test_one_step_is_noise_plus_velocity():
 def test_order_on_a_grid_of_unequal_steps(rule):
     """Two-step Adams and Bashforth keep their order only if the ratio of steps is used."""
     x = points(16)
-    exact = x * math.exp(math.sin(3) / 3)
+    exact = x * math.exp(math.sin(2) / 2)
 
     def field(x, t):
-        return torch.cos(3 * t.double())[:, None] * x
+        return torch.cos(2 * t.double())[:, None] * x
 
-    errors = [
-        float((integrate_grid(field, x, time_grid(n, shift=3.0), rule=rule).end - exact).norm()) for n in (32, 64, 128)
-    ]
+    def uneven(n):
+        """Steps of lengths 1 and 3 in turn: on a smooth grid neighbours are alike and hide a missing ratio."""
+        lengths = torch.tensor([1.0, 3.0]).repeat(n // 2)
+        return torch.cat([torch.zeros(1), lengths.cumsum(0)]) / lengths.sum()
+
+    errors = [float((integrate_grid(field, x, uneven(n), rule=rule).end - exact).norm()) for n in (32, 64, 128)]
     assert slope(errors) > ORDER[rule] - 0.3
 
 

@@ -30,6 +30,7 @@ def benchmark(
     compare: Sequence[str] = (),
     json_target: str | None = None,
     device: str = "cpu",
+    dtype: str = "fp32",
 ) -> dict[str, Any]:
     """Prints the table, or JSON, and returns the report (docs/benchmark.md).
 
@@ -45,6 +46,7 @@ def benchmark(
         compare: further runs or exports whose students join the table.
         json_target: file to write JSON to, or "-" for stdout and nothing else there.
         device: where to compute.
+        dtype: precision that networks compute in: fp32, bf16 or fp16.
 
     Raises:
         MfdError: flags out of range, no such run, runs that do not compare, too few samples.
@@ -62,13 +64,13 @@ def benchmark(
     from mfd_cli.store.layout import find
 
     path = str(find(run))
-    student = load_student(path, device=device)
+    student = load_student(path, device=device, dtype=dtype)
     notes: list[str] = []
-    teacher = _teacher(path, student, device, bool(teachers_steps), notes)
+    teacher = _teacher(path, student, device, dtype, bool(teachers_steps), notes)
     data = load_data(student.config, teacher.teacher if teacher else student.teacher)
     effort = _effort(student, fps or not quality, batch_size, num, seed)
     reference = _reference(data, effort, quality, notes) if quality or not fps else None
-    rows = contestants(teacher, _students(path, student, students_steps, compare, device), teachers_steps)
+    rows = contestants(teacher, _students(path, student, students_steps, compare, device, dtype), teachers_steps)
     recipe = (student.config.get("recipe") or {}).get("name")
     result = report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=console.note)
     console.emit_json(result, json_target)
@@ -96,13 +98,13 @@ def _step_list(text: str | None, flag: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def _teacher(path: str, student: Sampler, device: str, required: bool, notes: list[str]) -> Sampler | None:
+def _teacher(path: str, student: Sampler, device: str, dtype: str, required: bool, notes: list[str]) -> Sampler | None:
     """The student's teacher; None, with a note, where its weights are missing and nothing asked depends on them."""
     from mfd_cli.inference.sampler import load_teacher
     from teachers.base import TeacherError
 
     try:
-        teacher = load_teacher(path, device=device)
+        teacher = load_teacher(path, device=device, dtype=dtype)
     except (MfdError, TeacherError) as error:
         if required:
             raise
@@ -144,7 +146,7 @@ def _reference(data: Data, effort: Effort, required: bool, notes: list[str]) -> 
 
 
 def _students(
-    path: str, student: Sampler, steps: Sequence[int], compare: Sequence[str], device: str
+    path: str, student: Sampler, steps: Sequence[int], compare: Sequence[str], device: str, dtype: str
 ) -> list[Contestant]:
     """The student at its own steps and those asked for, then the other runs' students at theirs."""
     from mfd_cli.inference.benchmark import Contestant
@@ -155,7 +157,7 @@ def _students(
     rows = [Contestant(student, count, student.config.get("method"), path) for count in counts]
     for reference in compare:
         place = str(find(reference))
-        other = load_student(place, device=device)
+        other = load_student(place, device=device, dtype=dtype)
         _require_comparable(student, other, place)
         rows.append(Contestant(other, other.steps, other.config.get("method"), place))
     return rows

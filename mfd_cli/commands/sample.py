@@ -36,6 +36,7 @@ def sample(
     batch_size: int = 500,
     output: str | Path | None = None,
     device: str = "cpu",
+    dtype: str = "fp32",
 ) -> Path:
     """Writes samples and prints where they are.
 
@@ -52,6 +53,7 @@ def sample(
         batch_size: samples computed at once.
         output: .png, .npz or a folder; a picture in the run folder (for an export: here) if None.
         device: where to compute.
+        dtype: precision that networks compute in: fp32, bf16 or fp16.
 
     Returns:
         What was written.
@@ -68,14 +70,14 @@ def sample(
     from mfd_cli.store.layout import find
 
     path = find(run)
-    student = load_student(path, device=device)
+    student = load_student(path, device=device, dtype=dtype)
     asked, count = _asked(student.teacher, texts, label, num)
     _check_kind(student.teacher, kind, count)
     steps = steps or student.steps
     _warn_student(student, steps, None if teacher else guidance)
     samplers = [(student if teacher or guidance is None else replace(student, guidance=guidance), steps)]
     if teacher:
-        loaded = load_teacher(path, device=device)
+        loaded = load_teacher(path, device=device, dtype=dtype)
         samplers.insert(0, (loaded if guidance is None else replace(loaded, guidance=guidance), loaded.steps))
     target = _default_output(path, student, steps, seed, teacher) if output is None else Path(output)
     request = {"count": count, "seed": seed, "asked": asked, "batch_size": batch_size}

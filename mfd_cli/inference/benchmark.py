@@ -223,11 +223,9 @@ def summary(report: dict[str, Any]) -> list[str]:
 
 def environment(sampler: Sampler) -> dict[str, Any]:
     """Device, dtype, threads and versions that figures of a sampler are valid for."""
-    tensors = (*sampler.network.parameters(), *sampler.network.buffers())
-    floating = next((value.dtype for value in tensors if value.is_floating_point()), torch.float32)
     return {
         "device": _device_name(sampler.device),
-        "dtype": str(floating).removeprefix("torch."),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"mfd": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

@@ -6,8 +6,9 @@ sample does not depend on the batch it was computed in.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from teachers.guidance import Evaluations, VelocityField
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
 
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass
 class Sampler:
@@ -44,6 +47,7 @@ class Sampler:
         config: a student's stored config; empty for a teacher.
         device: where samples are computed.
         evaluations: forward passes so far, one per row.
+        dtype: precision that networks compute in (autocast); states and weights stay float32.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Sampler:
     config: dict[str, Any] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     evaluations: Evaluations = field(default_factory=Evaluations)
+    dtype: torch.dtype = torch.float32
 
     def sample(
         self,
@@ -124,19 +129,31 @@ class Sampler:
         """States at t = 1 [B, ...] from noise [B, ...] on the sampler's device, by Euler steps."""
         scale = self.guidance if guidance is None else guidance
         velocity = VelocityField(self.teacher, self.network, condition, scale, self.evaluations)
-        return integrate_grid(velocity, noise, time_grid(steps or self.steps, self.shift)).end
+        with self._precision():
+            return integrate_grid(velocity, noise, time_grid(steps or self.steps, self.shift)).end
 
     @torch.inference_mode()
     def decode(self, states: Tensor) -> Tensor:
         """Finished samples of states at t = 1."""
-        return self.teacher.decode(states)
+        with self._precision():
+            return self.teacher.decode(states)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
 
-def load_student(path: str | Path | None = None, *, device: str | torch.device = "cpu") -> Sampler:
+def load_student(path: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: str = "fp32") -> Sampler:
     """The student of a run folder, checkpoint, export folder or exported file; of the newest run if None.
 
+    Args:
+        path: where it is.
+        device: where it samples.
+        dtype: precision that its network computes in: fp32, bf16 or fp16.
+
     Raises:
-        MfdError: nothing usable there; the message says what was found.
+        MfdError: nothing usable there, the message says what was found; or no such precision.
     """
     stored = read_student(find(None if path is None else str(path)))
     config = stored.config
@@ -152,7 +169,19 @@ def load_student(path: str | Path | None = None, *, device: str | torch.device =
         student["shift"],
         config=config,
         device=torch.device(device),
+        dtype=precision(dtype),
     )
+
+
+def precision(name: str) -> torch.dtype:
+    """The torch dtype of fp32, bf16 or fp16.
+
+    Raises:
+        MfdError: another name.
+    """
+    if name not in _PRECISIONS:
+        raise MfdError(f"dtype {name}", allowed=", ".join(_PRECISIONS))
+    return _PRECISIONS[name]
 
 
 def build_adapter(config: dict[str, Any]) -> Teacher:
@@ -172,8 +201,12 @@ def teacher_sampler(teacher: Teacher, device: str | torch.device = "cpu") -> Sam
     )  # fmt: skip
 
 
-def load_teacher(reference: str | Path | None = None, *, device: str | torch.device = "cpu") -> Sampler:
+def load_teacher(
+    reference: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: str = "fp32"
+) -> Sampler:
     """The teacher of a run or an export (RUN), or of a recipe given by file or name.
+
+    `device` and `dtype` are as for `load_student`.
 
     Raises:
         MfdError: neither; or the teacher's weights are missing.
@@ -181,7 +214,8 @@ def load_teacher(reference: str | Path | None = None, *, device: str | torch.dev
     block = _teacher_block(None if reference is None else str(reference))
     cls = teacher_registry.get(block["type"])
     settings = cls.Settings.model_validate(block, strict=False)  # type: ignore[attr-defined]
-    return teacher_sampler(cls.load(settings), device)  # type: ignore[attr-defined]
+    sampler = teacher_sampler(cls.load(settings), device)  # type: ignore[attr-defined]
+    return replace(sampler, dtype=precision(dtype))
 
 
 def load_data(config: dict[str, Any], teacher: Teacher) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 
@@ -34,8 +35,13 @@ class Role:
     updates: int
     wrapped: nn.Module
 
+    @functools.cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the optimizer's order."""
+        return [value for value in self.network.parameters() if value.requires_grad]
+
     def parameter_names(self) -> list[str]:
-        """Names of the trainable parameters, in the optimizer's order."""
+        """Their names."""
         return [name for name, value in self.network.named_parameters() if value.requires_grad]
 
     def set_rate(self, done: int) -> float:

@@ -37,8 +37,6 @@ def launch(arguments: Sequence[str], processes: int, *, cpu: bool) -> int:
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        # what this process imports from, and not the working folder, which may hold a `teachers` of its own
-        "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     } | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})  # fmt: skip
     ranks = [
         subprocess.Popen(

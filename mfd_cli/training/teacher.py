@@ -8,6 +8,7 @@ Ho and Salimans 2022, arXiv 2207.12598.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,16 @@ def train_teacher(
         reporter: receives progress.
 
     Raises:
-        MfdError: the file exists, or the data or network do not fit.
+        MfdError: the file exists or cannot be written, or the data or network do not fit.
         RunStopped: a loss or gradient is not finite; nothing was written.
     """
     recipe: Any = loaded.recipe
+    if path.is_dir():
+        raise MfdError(f"{path}: a folder", allowed="a file to write")
     if path.exists() and not force:
         raise MfdError(f"{path}: exists", do="name another file with -o, or replace it with --force")
+    if not os.access(path.parent, os.W_OK) and path.parent.is_dir():
+        raise MfdError(f"{path}: its folder cannot be written", do="name another file with -o")
     if not path.parent.is_dir():
         raise MfdError(f"{path}: there is no folder {path.parent}", do="make it, or name another file with -o")
     reporter = reporter or Reporter()

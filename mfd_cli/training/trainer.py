@@ -119,11 +119,10 @@ class Trainer:
         is_student = self.inside == self.cycle - 1
         role = self.roles.student if is_student else self.roles.auxiliary
         done = self.update if is_student else self.update * (self.cycle - 1) + self.inside
-        # for networks with randomness of their own, such as dropout
-        torch.manual_seed(key(self.recipe.seed, "network", step, self.accelerator.process_index)[0] >> 1)
+        self._seed_networks(step)
         rate = role.set_rate(done)
         loss = self._gradient(step, role, is_student)
-        norm = _clip(role.network, role.settings.clip)
+        norm = _clip(role.parameters, role.settings.clip)
         stop = self._check(loss, norm, role, stop)
         role.optimizer.step()
         role.optimizer.zero_grad(set_to_none=True)
@@ -153,6 +152,13 @@ class Trainer:
         self._gather_counts()
         pending = {name: torch.stack(values).tolist() for name, values in self._noted.items()}
         return replace(self.progress, evaluations=dict(self.progress.evaluations), pending=pending)
+
+    def _seed_networks(self, step: int) -> None:
+        """Makes the randomness of networks that have their own, such as dropout, a function of the step as well."""
+        number = key(self.recipe.seed, "network", step, self.accelerator.process_index)[0] >> 1
+        torch.default_generator.manual_seed(number)  # torch.manual_seed also asks every accelerator, which costs more
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(number)
 
     def _gradient(self, step: int, role: Role, is_student: bool) -> Loss:
         """Gradient of the step's whole batch, part by part; returns the batch's mean loss and the last part's times."""
@@ -225,9 +231,9 @@ class Trainer:
                 yield
 
 
-def _clip(network: nn.Module, largest: float | None) -> Tensor:
+def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
     """Global gradient norm before clipping; gradients are scaled down to `largest` if it is given."""
-    parameters = [value for value in network.parameters() if value.grad is not None]
+    norm = torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
     if largest is not None:
-        return torch.nn.utils.clip_grad_norm_(parameters, largest)
-    return torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm

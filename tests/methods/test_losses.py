@@ -5,6 +5,7 @@ import torch
 
 from mfd_cli.flow import interpolate
 from mfd_cli.methods.diff_instruct import DiffInstruct, StartTimes
+from mfd_cli.methods.matching import surrogate_loss
 from mfd_cli.methods.mfd import MeanFlowDistillation, Solver
 from mfd_cli.methods.registry import methods
 from mfd_cli.methods.times import Times, intervals
@@ -75,6 +76,17 @@ def test_the_gradient_is_s_times_the_difference_over_the_number_of_elements(worl
         push = s[:, None] * (auxiliary - teacher) / 32
     torch.testing.assert_close(exact.student.mean.grad, push.sum())
     torch.testing.assert_close(exact.student.deviation.grad, (push * z).sum())
+
+
+def test_no_gradient_flows_into_or_out_of_a_direction(world, build):
+    """Both are needed: without the first the solver's whole graph is kept in memory."""
+    exact = world()
+    x, s = torch.ones(4, 1), torch.full((4,), 0.3)
+    assert not build(MeanFlowDistillation).direction(exact.batch(4), x, s, s + 0.5).requires_grad
+    assert not build(DiffInstruct).direction(exact.batch(4), x, s).requires_grad
+    direction, point = torch.ones(4, 1, requires_grad=True), torch.ones(4, 1, requires_grad=True)
+    surrogate_loss(2 * direction, point, s).value.backward()
+    assert direction.grad is None and point.grad.flatten().tolist() == [0.5] * 4
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_stopped_many_times_equals_undisturbed(monkeypatch: pytest.MonkeyPatch) 
     assert_same(whole, run("parts", ["train.updates=3", "log.every=2"], resume=True))
 
 
+@pytest.mark.slow
 def test_previews_logging_and_checkpoints_change_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     from mfd_cli.training.previews import save_preview
 

@@ -1,0 +1,149 @@
+"""Two processes do the work of one: the same items and noise, the same student, one exit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mfd_cli.errors import MfdError
+from mfd_cli.store.checkpoint import newest_valid
+from mfd_cli.store.layout import RunFolder
+from mfd_cli.store.student import read_student
+from mfd_cli.training import launch as module
+from mfd_cli.training.run import distill
+
+TWO = ("--processes", "2", "--device", "cpu")
+
+#: writes down what each process sees
+LISTENING = """
+import os
+from mfd_cli.training.batches import Batches
+part = Batches.part
+def listening(batches, step, index):
+    random, condition = part(batches, step, index)
+    with open(f"seen-{os.environ.get('RANK', '0')}.txt", "a") as file:
+        print(step, random.first, random.count, float(random.normal("z", (2,)).double().sum()), file=file)
+    return random, condition
+Batches.part = listening
+"""
+
+#: rank 1 meets a NaN in the fourth student step
+POISONED = """
+import os
+from mfd_cli.methods.base import Loss
+from mfd_cli.methods.mfd import MeanFlowDistillation as Method
+original, calls = Method.student_loss, []
+def loss(method, batch):
+    calls.append(1)
+    found = original(method, batch)
+    bad = len(calls) == 4 and os.environ.get("RANK") == "1"
+    return Loss(found.value * float("nan"), found.report, found.times) if bad else found
+Method.student_loss = loss
+"""
+
+
+def settings(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--set", text)]
+
+
+def seen(rank: int) -> dict[int, tuple[int, int, float]]:
+    lines = [line.split() for line in Path(f"seen-{rank}.txt").read_text().splitlines()]
+    return {int(step): (int(first), int(count), float(total)) for step, first, count, total in lines}
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_student_of_one(start: Any) -> None:
+    out, told = start("distill", "tiny.yaml", "-o", "two", *TWO, plugin=LISTENING).communicate(timeout=120)
+    two = RunFolder(Path("two"))
+    assert two.is_run(), told
+    one = distill("tiny.yaml", output="one")
+    assert two.read_record()["processes"] == 2
+    assert two.read_record()["evaluations"] == one.read_record()["evaluations"]
+    mine, theirs = read_student(one.root).weights, read_student(two.root).weights
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
+    first, second = (
+        [json.loads(line) for line in run.metrics.read_text().splitlines()] for run in (one, two)
+    )  # fmt: skip
+    for line, other in zip(first, second, strict=True):
+        assert line["evaluations"] == other["evaluations"] and line["update"] == other["update"]
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    # what the processes saw together is what one sees
+    from mfd_cli.seeds import Stream
+
+    for step in range(18):
+        (start_0, count_0, sum_0), (start_1, count_1, sum_1) = seen(0)[step], seen(1)[step]
+        assert (start_0, count_0, start_1, count_1) == (0, 8, 8, 8)
+        assert sum_0 + sum_1 == pytest.approx(float(Stream(0, step, 0, 16).normal("z", (2,)).double().sum()))
+    assert out.count("two/student/model.safetensors") == 1 and "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_a_bad_value_in_one_process_stops_both(start: Any) -> None:
+    process = start(
+        "distill", "tiny.yaml", *TWO, *settings("log.checkpoint_every=2"), plugin=POISONED
+    )  # fmt: skip
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 3, told
+    assert "another process met a value that is not finite" in told and "loss nan" in told
+    found, _ = newest_valid(Path("runs/tiny/checkpoints"))
+    assert found is not None and found.state["update"] == 2
+    assert RunFolder(Path("runs/tiny")).read_record()["status"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_signal_stops_both_at_the_same_step(start: Any) -> None:
+    process = start("distill", "tiny.yaml", *TWO, *settings("train.updates=100000"))
+    metrics = Path("runs/tiny/metrics.jsonl")
+    began = time.monotonic()
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert process.poll() is None and time.monotonic() - began < 100
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in told, told
+    found, _ = newest_valid(Path("runs/tiny/checkpoints"))
+    assert found is not None and found.state["update"] > 0
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
+    with pytest.raises(MfdError, match=r"train\.batch_size 16 cannot be shared by 3 processes"):
+        distill("tiny.yaml")
+
+
+class Rank:
+    """A process that ends with a code after some polls; None: only when killed."""
+
+    def __init__(self, code: int | None, polls: int = 1) -> None:
+        self.code, self.left, self.returncode = code, polls, None
+        self.killed = False
+
+    def poll(self) -> int | None:
+        self.left -= 1
+        if self.left < 0 and self.code is not None:
+            self.returncode = self.code  # type: ignore[assignment]
+        return self.returncode
+
+    def kill(self) -> None:
+        self.killed, self.code = True, -9
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [((0, 0), 0), ((0, 2), 2), ((3, 3), 3), ((0, -9), 137), ((143, 143), 143), ((130, 0), 130)]
+)
+def test_the_exit_code_is_that_of_the_first_rank_that_failed(codes: tuple[int, int], expected: int) -> None:
+    assert module._wait([Rank(code) for code in codes]) == expected  # type: ignore[arg-type, misc]
+
+
+def test_a_rank_that_hangs_after_another_failed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GRACE", 0.2)
+    ranks = [Rank(None), Rank(2)]
+    assert module._wait(ranks) == 137 and ranks[0].killed  # type: ignore[arg-type]
