@@ -177,7 +177,9 @@ def test_a_mistake_is_exit_2_one_message_and_nothing_written(
 @pytest.mark.parametrize(
     "arguments", [["distill"], ["distill", "toy", "--sett", "a=b"], ["distil", "toy"], ["sample", "--num", "many"]]
 )
-def test_a_wrong_flag_is_exit_2(arguments: list[str], mfd: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wrong_flag_is_exit_2(
+    arguments: list[str], mfd: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = mfd(*arguments)
     assert "Traceback" not in err and len((out + err).splitlines()) < 40
@@ -228,7 +230,7 @@ def test_a_run_then_sample_with_nothing_else_typed(mfd: Run) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_a_folder_with_a_name_of_many_kinds(mfd: Run) -> None:
     assert mfd("distill", "tiny.yaml", "-o", "my größe √2/the [bold]run[/]")[0] == 0
-    code, out, _ = mfd("sample", "my größe √2/the [bold]run[/]", "--num", "2", "-o", "a.npz")
+    code, _, _ = mfd("sample", "my größe √2/the [bold]run[/]", "--num", "2", "-o", "a.npz")
     assert code == 0 and Path("a.npz").is_file()
 
 

@@ -67,8 +67,8 @@ def launch(arguments: Sequence[str], processes: int, *, cpu: bool) -> int:
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Waits for every rank and returns the first exit code that is not 0; a failure gives the others a while to end."""
     deadline: float | None = None
-    while any(rank.poll() is None for rank in ranks):
-        if deadline is None and any(rank.returncode for rank in ranks):
+    while None in (states := [rank.poll() for rank in ranks]):  # all of them: a look at one says nothing of the next
+        if deadline is None and any(states):
             deadline = time.monotonic() + _GRACE
         if deadline is not None and time.monotonic() > deadline:
             for rank in ranks:

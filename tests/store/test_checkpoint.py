@@ -20,7 +20,9 @@ from mfd_cli.store.checkpoint import newest_valid, save_checkpoint, verify
 PARTS = {"student": {"w": torch.arange(8.0)}, "aux": {"w": torch.ones(8)}, "optim": {"a/w/step": torch.tensor(3.0)}}
 
 
-def save(folder: Path, update: int, inside: int = 0, keep: int = 2, parts: dict[str, dict[str, Tensor]] = PARTS) -> Path:
+def save(
+    folder: Path, update: int, inside: int = 0, keep: int = 2, parts: dict[str, dict[str, Tensor]] = PARTS
+) -> Path:
     return save_checkpoint(folder, update=update, inside=inside, parts=parts, state={"note": "x"}, keep=keep)
 
 

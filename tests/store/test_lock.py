@@ -25,9 +25,7 @@ with locked(Path(sys.argv[1])):
 
 
 def test_a_second_holder_is_refused_with_the_first_ones_name_until_that_one_is_dead(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         with pytest.raises(MfdError, match=f"in use by process {process.pid} on "), locked(tmp_path):
             pass

@@ -90,9 +90,7 @@ def test_a_checkpoint_gives_the_average_if_there_is_one(tmp_path: Path, decay: f
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    path = save_checkpoint(
-        tmp_path, update=1, inside=0, parts={"student": WEIGHTS}, state={"student": CONFIG}, keep=2
-    )
+    path = save_checkpoint(tmp_path, update=1, inside=0, parts={"student": WEIGHTS}, state={"student": CONFIG}, keep=2)
     (path / "student.safetensors").unlink()
     with pytest.raises(MfdError, match=r"student\.safetensors is missing"):
         read_student(path)

@@ -1,4 +1,4 @@
-"""What may be done with a run folder: nothing of anybody else's is overwritten, nothing is begun that cannot be ended."""
+"""What may be done with a run folder: nothing of others is overwritten, nothing is begun that cannot be ended."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def test_a_bad_value_in_one_process_stops_both(start: Any) -> None:
     )  # fmt: skip
     _, told = process.communicate(timeout=120)
     assert process.returncode == 3, told
-    assert "another process met a value that is not finite" in told and "loss nan" in told
+    # gradients are shared, so the other process sees the NaN in its norm; the culprit in its loss too
+    assert told.count("student: not finite at update 3") == 2 and "loss nan" in told and "Traceback" not in told
     found, _ = newest_valid(Path("runs/tiny/checkpoints"))
     assert found is not None and found.state["update"] == 2
     assert RunFolder(Path("runs/tiny")).read_record()["status"] == "stopped"

@@ -145,7 +145,7 @@ def test_the_command_exits_with_the_contracts_code(number: signal.Signals, start
     assert f"stopped by {number.name} after update" in told and "Traceback" not in told
     found, _ = newest_valid(Path("runs/tiny/checkpoints"))
     assert found is not None and found.state["update"] > 0
-    assert not [path for path in Path("runs/tiny").rglob(".*")], "no lock and no temporary file stays"
+    assert not list(Path("runs/tiny").rglob(".*")), "no lock and no temporary file stays"
 
 
 @pytest.mark.slow
@@ -159,11 +159,11 @@ def test_a_kill_while_saving_loses_at_most_one_interval(start: Any) -> None:
     found, damaged = newest_valid(folder)
     assert found is not None and not damaged
     again = start("distill", "tiny.yaml", *settings, "--resume")
-    out, told = again.communicate(timeout=60)
+    _, told = again.communicate(timeout=60)
     assert again.returncode == 0, told
     assert f"continues from {found.path.name}" in told
     whole = distill("tiny.yaml", output="whole", overrides=settings[1::2])
-    assert read_student(Path("runs/tiny")).config["weights_sha256"] == (
-        read_student(whole.root).config["weights_sha256"]
+    assert (
+        read_student(Path("runs/tiny")).config["weights_sha256"] == (read_student(whole.root).config["weights_sha256"])
     )
-    assert not [path for path in Path("runs/tiny").rglob(".*")]
+    assert not list(Path("runs/tiny").rglob(".*"))
