@@ -13,7 +13,12 @@ from mfd_cli.errors import MfdError
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a recipe's key; checked like the recipe itself."),
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change a recipe's key; checked like the recipe itself.",
+        autocompletion=completion.settings,
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is if left out.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Precision: fp32, bf16 or fp16.")]
@@ -132,7 +137,9 @@ def benchmark(
     batch_size: Annotated[int | None, typer.Option(help="Batch size that is timed; 1 if left out.")] = None,
     num: Annotated[int | None, typer.Option(help="Samples that quality is judged by.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of noise and conditions.")] = 0,
-    compare: Annotated[list[str] | None, typer.Option(help="Another run to put in the table.")] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Another run to put in the table.", autocompletion=completion.runs)
+    ] = None,
     json_target: Json = None,
     device: Device = None,
     dtype: Dtype = "fp32",

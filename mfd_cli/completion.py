@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -25,6 +30,26 @@ def teachers(incomplete: str) -> list[str]:
     from teachers.registry import teachers as registry
 
     return _starting(registry.names(), incomplete)
+
+
+def settings(incomplete: str) -> list[str]:
+    """Recipe keys for --set; after `teacher.type=`, `method.type=` or `data.type=` the registered names."""
+    from mfd_cli.config.schema import RecipeBase
+    from mfd_cli.methods.registry import methods
+    from teachers import registry
+
+    kinds = {"teacher": registry.teachers, "method": methods, "data": registry.data}
+    types = [f"{block}.type={name}" for block, names in kinds.items() for name in names.names()]
+    return _starting([*types, *(f"{key}=" for key in _keys(RecipeBase, ""))], incomplete)
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Dotted names of a block's keys, nested blocks included."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _starting(names: list[str], incomplete: str) -> list[str]:

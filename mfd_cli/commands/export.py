@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
@@ -61,7 +60,7 @@ def export(
     for flag in [name for name, wanted in asked.items() if wanted]:
         raise refuse_format(flag, student)
     console.note("writing, then sampling from the file in a fresh process")
-    done = export_student(student, folder, dtype=dtype, benchmark=_benchmark(run_folder))
+    done = export_student(student, folder, dtype=dtype, benchmark=run_folder.read_report() if run_folder else None)
     if done.already_there:
         console.note(f"{done.file} already held this export")
     rows = [
@@ -76,16 +75,5 @@ def _default_folder(path: Path, run: RunFolder | None) -> Path:
     """Where an export goes if `-o` is left out: beside the finished student, a checkpoint's in a folder of its own."""
     if run is None:
         raise MfdError(f"{path} is an export already", do="say where another one goes, with -o DIR")
-    folder = run.root / "export"
+    folder = run.export
     return folder / path.name if path.parent == run.checkpoints else folder
-
-
-def _benchmark(run: RunFolder | None) -> dict[str, Any] | None:
-    """The run's report of `mfd benchmark`, if there is one."""
-    if run is None or not (file := run.root / "benchmark.json").is_file():
-        return None
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MfdError(f"{file}: not readable ({error})", do="remove it, or run `mfd benchmark` again") from error
-    return report if isinstance(report, dict) else None

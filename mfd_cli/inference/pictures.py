@@ -20,7 +20,6 @@ from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.sampler import Sampler
-from mfd_cli.seeds import Stream
 from mfd_cli.store.files import write_bytes
 from teachers.base import Modes
 
@@ -80,8 +79,7 @@ def comparison(
 
 def noise_of(sampler: Sampler, count: int, seed: int) -> Tensor:
     """The noise that samples start from, decoded so that it can be drawn: points [N, D] or images [N, C, H, W]."""
-    states = Stream(seed, 0, 0, count, sampler.device).normal("sample", sampler.teacher.sample_shape)
-    return sampler.decode(states).cpu()
+    return sampler.decode(sampler.noise(count, seed=seed)).cpu()
 
 
 def title_of(sampler: Sampler, steps: int) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mfd_cli.errors import MfdError
 from mfd_cli.inference import metrics
 from mfd_cli.inference.sampler import Sampler
-from mfd_cli.seeds import Stream, order
+from mfd_cli.seeds import order
 from teachers.base import Data, Modes
 from teachers.conditions import to as condition_to
 
@@ -189,7 +189,7 @@ def generated(
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         condition = data.condition(_items(data, seed, first, count))
-        noise = Stream(seed, 0, first, count, sampler.device).normal("sample", sampler.teacher.sample_shape)
+        noise = sampler.noise(count, seed=seed, first=first)
         states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps)
         samples.append(sampler.decode(states).cpu())
         if sampler.teacher.condition_kind == "label" and LABEL in condition:

@@ -119,8 +119,12 @@ class Sampler:
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             condition = self.teacher.encode(wanted[start : start + size]) if wanted else self.teacher.encode([])
-            noise = Stream(seed, 0, first + start, size, self.device).normal("sample", self.teacher.sample_shape)
+            noise = self.noise(size, seed=seed, first=first + start)
             yield self.generate(noise, condition_to(condition, self.device), steps=steps, guidance=guidance)
+
+    def noise(self, count: int, *, seed: int, first: int = 0) -> Tensor:
+        """The noise of samples `first` .. `first + count - 1` [N, *sample_shape], on the sampler's device."""
+        return Stream(seed, 0, first, count, self.device).normal("sample", self.teacher.sample_shape)
 
     @torch.inference_mode()
     def generate(

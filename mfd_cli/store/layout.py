@@ -57,6 +57,16 @@ class RunFolder:
         return self.root / "student"
 
     @property
+    def samples(self) -> Path:
+        """Where `mfd sample` puts pictures."""
+        return self.root / "samples"
+
+    @property
+    def export(self) -> Path:
+        """Where `mfd export` puts files."""
+        return self.root / "export"
+
+    @property
     def report(self) -> Path:
         """Speed and quality measured at the end of the run."""
         return self.root / "benchmark.json"
