@@ -43,8 +43,8 @@ from mfd_cli.methods.times import intervals
 from mfd_cli.networks.roles import build_optimizer, learning_rate
 from mfd_cli.seeds import Stream
 from mfd_cli.training.batches import Batches
-from mfd_cli.training.run import Workshop
 from mfd_cli.training.trainer import Trainer
+from mfd_cli.training.workshop import Workshop
 from teachers import conditions
 from teachers.guidance import Evaluations, VelocityField
 

@@ -17,8 +17,8 @@ from mfd_cli.errors import MfdError
 from mfd_cli.inference.benchmark import environment
 from mfd_cli.inference.sampler import Sampler
 from mfd_cli.methods.registry import methods
-from mfd_cli.training.run import Workshop, build
 from mfd_cli.training.trainer import Trainer
+from mfd_cli.training.workshop import Workshop, build
 from teachers.errors import TeacherError
 
 Main = Callable[[Sequence[str] | None], dict[str, Any]]

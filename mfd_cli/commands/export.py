@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from mfd_cli.inference.exporters import Export
     from mfd_cli.store.layout import RunFolder
 
-_DTYPES = ("fp32", "bf16", "fp16")
-
 
 def export(
     run: str | None = None,
@@ -42,16 +40,15 @@ def export(
         MfdError: a format that this student cannot have, or a folder that holds something else; nothing was written.
         RunStopped: the written file failed its check and was not kept.
     """
-    if dtype not in _DTYPES:
-        raise MfdError(f"--dtype {dtype}", allowed=", ".join(_DTYPES))
     if output is not None and output.exists() and not output.is_dir():
         raise MfdError(f"-o {output} is a file", allowed="a folder")
 
     from mfd_cli.inference.exporters import export_student, refuse_format
-    from mfd_cli.inference.sampler import load_student
+    from mfd_cli.inference.sampler import load_student, precision
     from mfd_cli.store.files import human
     from mfd_cli.store.layout import find, run_of
 
+    precision(dtype)
     path = find(run)
     run_folder = run_of(path)
     folder = output if output is not None else _default_folder(path, run_folder)

@@ -255,17 +255,26 @@ def _nameless(block: Any) -> str:
 
 def _drop_foreign(document: Document, block: str, settings: type[BaseModel], notes: list[str]) -> None:
     """Leaves out, with a note, the file's keys of a block that the type given by --set does not have."""
-    if not document.positions.get((block, "type"), "").startswith("--set "):
-        return
-    values = document.data[block]
-    for key in [key for key in values if key not in settings.model_fields]:
-        where = document.positions.get((block, key), "")
-        if where.startswith("--set "):
-            continue
-        del values[key]
-        for path in [path for path in document.positions if path[:2] == (block, key)]:
-            del document.positions[path]
-        notes.append(f"{block}.{key} ({where}) is left out: {block} type '{values['type']}' has no such key")
+    if document.positions.get((block, "type"), "").startswith("--set "):
+        _drop_unknown(document, (block,), settings, document.data[block], notes)
+
+
+def _drop_unknown(
+    document: Document, path: tuple[str, ...], settings: type[BaseModel], values: dict[str, Any], notes: list[str]
+) -> None:
+    known = {name for model in mistakes.models_at(settings, path[1:]) for name in model.model_fields}
+    for key in list(values):
+        here = (*path, key)
+        where = document.positions.get(here, "")
+        if key in known:
+            if isinstance(values[key], dict):
+                _drop_unknown(document, here, settings, values[key], notes)
+        elif not where.startswith("--set "):
+            del values[key]
+            for gone in [other for other in document.positions if other[: len(here)] == here]:
+                del document.positions[gone]
+            kind = document.data[path[0]]["type"]
+            notes.append(f"{dotted(here)} ({where}) is left out: {path[0]} type '{kind}' has no such key")
 
 
 def _report(source: str, found: list[Mistake]) -> MfdError:

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError, RunStopped
-from mfd_cli.inference.sampler import Sampler
+from mfd_cli.inference.sampler import Sampler, precision
 from mfd_cli.store.files import sha256, write_bytes
-from mfd_cli.store.student import StoredStudent, fingerprint, read_student, save_student_file
+from mfd_cli.store.student import StoredStudent, content, fingerprint, read_student, save_student_file
 from teachers.registry import teachers as teacher_registry
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: largest root-mean-square difference of samples, relative to their standard deviation; fp32 has to agree in every bit
 TOLERANCE = {"fp32": 0.0, "bf16": 0.05, "fp16": 0.01}
 CARD = "README.md"
@@ -77,7 +76,7 @@ def export_student(
     Args:
         student: a loaded student on the CPU.
         folder: where to; made if needed.
-        dtype: type of the stored weights, a name in DTYPES; they are computed with in fp32 again when loaded.
+        dtype: type of the stored weights, fp32, bf16 or fp16; they are computed with in fp32 again when loaded.
         benchmark: report of `mfd benchmark` for the card's figures.
 
     Raises:
@@ -110,7 +109,7 @@ def export_student(
 
 def export_config(student: Sampler, dtype: str) -> dict[str, Any]:
     """A student's config as an exported file carries it: complete, but without paths of the machine it was made on."""
-    config = {key: value for key, value in student.config.items() if key not in ("format", "weights_sha256")}
+    config = content(student.config)
     if "name" not in (config.get("recipe") or {}):
         raise MfdError("the student's config holds no recipe, so the export has no name", do="train it again")
     return pathless(config | {"dtype": dtype})
@@ -123,7 +122,7 @@ def cast_weights(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]
         MfdError: a weight is not finite, or too large for the type.
     """
     cast = {
-        name: value.detach().cpu().to(DTYPES[dtype]) if value.is_floating_point() else value.detach().cpu()
+        name: value.detach().cpu().to(precision(dtype)) if value.is_floating_point() else value.detach().cpu()
         for name, value in weights.items()
     }
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -255,10 +254,9 @@ def _identical(file: Path, config: Mapping[str, Any], weights: Mapping[str, Tens
         stored: StoredStudent | None = read_student(file)
     except MfdError:
         stored = None
-    if stored is not None:
-        kept = {key: value for key, value in stored.config.items() if key not in ("format", "weights_sha256")}
-        if kept == config and stored.config["weights_sha256"] == fingerprint(weights):
-            return True
+    same = stored is not None and content(stored.config) == config
+    if same and stored.config["weights_sha256"] == fingerprint(weights):  # type: ignore[union-attr]
+        return True
     raise MfdError(f"{file} exists and holds something else", do="choose another folder with -o")
 
 

@@ -30,7 +30,7 @@ from teachers.guidance import Evaluations, VelocityField
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -183,9 +183,9 @@ def precision(name: str) -> torch.dtype:
     Raises:
         MfdError: another name.
     """
-    if name not in _PRECISIONS:
-        raise MfdError(f"dtype {name}", allowed=", ".join(_PRECISIONS))
-    return _PRECISIONS[name]
+    if name not in PRECISIONS:
+        raise MfdError(f"dtype {name}", allowed=", ".join(PRECISIONS))
+    return PRECISIONS[name]
 
 
 def build_adapter(config: dict[str, Any]) -> Teacher:

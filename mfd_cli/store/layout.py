@@ -87,11 +87,17 @@ class RunFolder:
             raise MfdError(f"{self.record}: cannot be read ({error})", do="is this a run folder of mfd?") from error
 
     def read_report(self) -> dict[str, Any] | None:
-        """Content of benchmark.json; None if the run has none that can be read."""
-        try:
-            return json.loads(self.report.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Content of benchmark.json; None if the run has none.
+
+        Raises:
+            MfdError: it is damaged.
+        """
+        if not self.report.is_file():
             return None
+        try:
+            return dict(json.loads(self.report.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise MfdError(f"{self.report}: cannot be read ({error})", do="remove it, or run `mfd benchmark` again") from error
 
     def update_record(self, **changes: Any) -> None:
         """Changes some fields of run.json, creating it if needed."""

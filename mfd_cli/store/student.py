@@ -3,12 +3,14 @@
 The config is all that sampling needs besides the weights:
 
     format, mfd_version, teacher (its settings), architecture, method, update, ema, identity (of the teacher),
-    student {steps, shift, sampler, grid}, data (its settings), recipe (complete), weights_sha256 (of the tensors)
+    student {steps, shift, sampler, grid, weights}, data (its settings), recipe (complete),
+    weights_sha256 (of the tensors), config_sha256 (of all this)
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from mfd_cli.store.tensors import read_header, read_tensors, write_tensors
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_SEAL = ("format", "weights_sha256", "config_sha256")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def save_student(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Writes a student folder, whole or not at all, in place of an older one."""
-    full = {"format": FORMAT, **config, "weights_sha256": fingerprint(weights)}
+    full = _sealed(config, weights)
     with whole_folder(folder, replace=True) as aside:
         write_tensors(aside / WEIGHTS, weights, header=full)
         write_json(aside / CONFIG, full)
@@ -62,7 +65,12 @@ def save_student(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
 
 def save_student_file(path: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Writes a student as one self-describing file, its config in the safetensors header."""
-    write_tensors(path, weights, header={"format": FORMAT, **config, "weights_sha256": fingerprint(weights)})
+    write_tensors(path, weights, header=_sealed(config, weights))
+
+
+def content(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config without what sealing it added: format and hashes."""
+    return {key: value for key, value in config.items() if key not in _SEAL}
 
 
 def read_student(path: Path) -> StoredStudent:
@@ -86,7 +94,19 @@ def read_student(path: Path) -> StoredStudent:
     weights = read_tensors(file)
     if config.get("weights_sha256") != fingerprint(weights):
         raise MfdError(f"{file}: the weights have changed since mfd wrote them (SHA-256 differs)", do="copy it again")
+    if config.get("config_sha256") != _config_hash(config):
+        raise MfdError(f"{file}: the config has changed since mfd wrote it (SHA-256 differs)", do="copy it again")
     return StoredStudent(config, weights, path)
+
+
+def _sealed(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    sealed = {"format": FORMAT, **content(config), "weights_sha256": fingerprint(weights)}
+    return sealed | {"config_sha256": _config_hash(sealed)}
+
+
+def _config_hash(config: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in config.items() if key != "config_sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _from_checkpoint(path: Path) -> StoredStudent:

@@ -14,8 +14,8 @@ from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.methods.registry import methods
 from mfd_cli.store.files import human
 from mfd_cli.training.folder import describe
-from mfd_cli.training.run import build
 from mfd_cli.training.trainer import Trainer
+from mfd_cli.training.workshop import build
 
 
 @dataclass(frozen=True)

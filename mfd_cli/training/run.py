@@ -4,42 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import platform
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-
-from mfd_cli import __version__
 from mfd_cli.config.load import LoadedRecipe, dump, load_recipe
 from mfd_cli.errors import Interrupted, MfdError, RunStopped
-from mfd_cli.flow import time_grid
 from mfd_cli.inference.benchmark import closing_report
-from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.registry import methods
-from mfd_cli.networks.roles import Roles, build_roles
 from mfd_cli.store.checkpoint import Checkpoint, set_aside_after
 from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
 from mfd_cli.store.layout import RUNS, RunFolder, point_latest
 from mfd_cli.store.lock import locked
 from mfd_cli.store.student import save_student
 from mfd_cli.training import checkpoints
-from mfd_cli.training.batches import Batches
 from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remove_run, resume_command
 from mfd_cli.training.previews import save_preview
+from mfd_cli.training.record import facts, now
 from mfd_cli.training.reporting import Reporter
 from mfd_cli.training.signals import EXIT_CODES, StopRequest
-from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers, require_trackers
+from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers
 from mfd_cli.training.trainer import Trainer
-from teachers.base import Data, Teacher
-from teachers.registry import data as data_registry
-from teachers.registry import teachers as teacher_registry
+from mfd_cli.training.workshop import Workshop, build
+from teachers.base import Teacher
 
 
 def distill(
@@ -83,87 +70,6 @@ def distill(
     return plan.run
 
 
-@dataclass
-class Workshop:
-    """Everything that a recipe builds, in memory."""
-
-    loaded: LoadedRecipe
-    accelerator: Accelerator
-    teacher: Teacher
-    data: Data
-    roles: Roles
-    batches: Batches
-
-    @property
-    def recipe(self) -> Any:
-        """The validated recipe."""
-        return self.loaded.recipe
-
-    def student_config(self, update: int) -> dict[str, Any]:
-        """What a stored student says about itself; see `mfd_cli.store.student`."""
-        recipe, resolved = self.recipe, self.loaded.resolved
-        grid = time_grid(recipe.student.steps, recipe.student.shift)
-        return {
-            "mfd_version": __version__,
-            "recipe_name": recipe.name,
-            "method": recipe.method.type,
-            "update": update,
-            "ema": recipe.train.ema,
-            "student": {
-                "steps": recipe.student.steps, "shift": recipe.student.shift, "sampler": "euler", "grid": grid.tolist(),
-            },
-            "teacher": resolved["teacher"],
-            "architecture": self.teacher.architecture,
-            "identity": self.teacher.identity(),
-            "data": resolved["data"],
-            "recipe": resolved,
-        }  # fmt: skip
-
-    def samplers(self) -> tuple[Sampler, Sampler]:
-        """The teacher, and the student as it would be saved now."""
-        device, student = self.accelerator.device, self.recipe.student
-        return teacher_sampler(self.teacher, device), Sampler(
-            "student", self.teacher, self.roles.final(), student.steps, student.shift, device=device
-        )
-
-    def bytes_needed(self) -> int:
-        """Bytes that checkpoints and student need on disk: weights of three roles and two moments of two of them."""
-        weights = sum(value.numel() * value.element_size() for value in self.roles.student.network.parameters())
-        return 7 * weights * (self.recipe.log.keep + 1) + weights
-
-
-def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
-    """Loads the teacher and its data and builds the roles.
-
-    Raises:
-        MfdError: the device does not exist or does not suit the recipe.
-        TeacherError: weights or data are missing or do not fit.
-    """
-    recipe: Any = loaded.recipe
-    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if device is not None and device not in here:
-        raise MfdError(f"--device {device}: not here", allowed=" or ".join(here))
-    require_trackers(recipe.log.trackers)
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
-    mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
-    # Accelerate keeps the first device and precision of a process for good; a second run may want others
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
-    teacher = teacher_registry.get(recipe.teacher.type).load(recipe.teacher)  # type: ignore[attr-defined]
-    data = data_registry.get(recipe.data.type).load(recipe.data, teacher)  # type: ignore[attr-defined]
-    batches = Batches(
-        data, recipe.seed, recipe.train.batch_size, recipe.train.accumulation,
-        accelerator.process_index, accelerator.num_processes, accelerator.device,
-    )  # fmt: skip
-    roles = build_roles(
-        teacher.to(accelerator.device), recipe.optim.student, recipe.optim.aux, seed=recipe.seed,
-        updates=recipe.train.updates, aux_updates=recipe.method.aux_updates, ema=recipe.train.ema,
-        device=accelerator.device,
-    )  # fmt: skip
-    return Workshop(loaded, accelerator, teacher, data, roles, batches)
-
-
 class Session:
     """A run that is being written: training, its borders, and its end."""
 
@@ -194,8 +100,8 @@ class Session:
             set_aside_after(checkpoint)
         text = dump(resolved)
         write_bytes(self.run.recipe, text.encode())
-        facts = _facts(self.workshop) | {"recipe_sha256": hashlib.sha256(text.encode()).hexdigest()}
-        self.run.update_record(status="running", **facts, **({"started": _now()} if checkpoint is None else {}))
+        record = facts(self.workshop) | {"recipe_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        self.run.update_record(status="running", **record, **({"started": now()} if checkpoint is None else {}))
         point_latest(self.run)
         self._trackers = open_trackers(recipe.log.trackers, self.run.root, recipe.name, resolved)
         self._metrics = MetricsFile(self.run.metrics, self.trainer.update)
@@ -242,7 +148,7 @@ class Session:
             report = self._closing_report()
             if report is not None:
                 write_json(self.run.report, report)
-            self.run.update_record(status="finished", finished=_now(), **self._position())
+            self.run.update_record(status="finished", finished=now(), **self._position())
         self.workshop.accelerator.wait_for_everyone()
         self.workshop.accelerator.end_training()
 
@@ -250,7 +156,7 @@ class Session:
         """Records how a run ended that did not finish."""
         if self.main:
             with contextlib.suppress(OSError, RunStopped):
-                self.run.update_record(status=status, stopped=_now(), reason=reason, **self._position())
+                self.run.update_record(status=status, stopped=now(), reason=reason, **self._position())
 
     def close(self) -> None:
         """Closes files."""
@@ -363,31 +269,3 @@ def _require_same_teacher(run: RunFolder, teacher: Teacher) -> None:
             f"{run.root}: the teacher has changed since the run began: {began} -> {teacher.identity()}",
             do="put the teacher's weights back, or start anew with -o or --force",
         )
-
-
-def _facts(workshop: Workshop) -> dict[str, Any]:
-    accelerator = workshop.accelerator
-    device = accelerator.device
-    return {
-        "schema": 1,
-        "recipe": workshop.recipe.name,
-        "method": workshop.recipe.method.type,
-        "teacher": workshop.teacher.identity(),
-        "versions": _versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-        "parameters": sum(value.numel() for value in workshop.roles.student.network.parameters()),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"mfd": __version__, "python": platform.python_version()}
-    for package in ("torch", "accelerate", "diffusers", "safetensors", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

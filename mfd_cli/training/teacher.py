@@ -9,7 +9,6 @@ Ho and Salimans 2022, arXiv 2207.12598.
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,6 @@ def train_teacher(
     reporter.started(
         f"{recipe.name}: {recipe.train.updates} updates of {recipe.train.batch_size}", recipe.train.updates, 0
     )
-    began = time.perf_counter()
     try:
         network = fit(teacher, data, recipe, reporter)
     finally:
@@ -73,7 +71,6 @@ def train_teacher(
         "type": recipe.teacher.type,
         "architecture": teacher.architecture,
         "training": {key_: value for key_, value in loaded.resolved.items() if key_ != "teacher"},
-        "seconds": round(time.perf_counter() - began, 1),
     }
     write_tensors(path, network.state_dict(), header)
     teacher.network = network.eval().requires_grad_(False)

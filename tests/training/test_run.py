@@ -19,8 +19,9 @@ from mfd_cli.store.layout import RunFolder, find
 from mfd_cli.store.student import read_student
 from mfd_cli.training import tracking
 from mfd_cli.training.rehearsal import rehearse
-from mfd_cli.training.run import build, distill
+from mfd_cli.training.run import distill
 from mfd_cli.training.trainer import Trainer
+from mfd_cli.training.workshop import build
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

@@ -1,0 +1,44 @@
+"""What `run.json` says about a run, besides its position: what it ran on, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from mfd_cli import __version__
+from mfd_cli.training.workshop import Workshop
+
+
+def facts(workshop: Workshop) -> dict[str, Any]:
+    """What is recorded when a run begins: method, teacher, versions, device."""
+    accelerator = workshop.accelerator
+    device = accelerator.device
+    return {
+        "schema": 1,
+        "recipe": workshop.recipe.name,
+        "method": workshop.recipe.method.type,
+        "teacher": workshop.teacher.identity(),
+        "versions": _versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "parameters": sum(value.numel() for value in workshop.roles.student.network.parameters()),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"mfd": __version__, "python": platform.python_version()}
+    for package in ("torch", "accelerate", "diffusers", "safetensors", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

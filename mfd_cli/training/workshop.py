@@ -1,0 +1,104 @@
+"""Everything that a recipe builds, in memory: devices, teacher, data, roles. Nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from mfd_cli import __version__
+from mfd_cli.config.load import LoadedRecipe
+from mfd_cli.errors import MfdError
+from mfd_cli.flow import time_grid
+from mfd_cli.inference.sampler import Sampler, teacher_sampler
+from mfd_cli.networks.roles import Roles, build_roles
+from mfd_cli.training.batches import Batches
+from mfd_cli.training.tracking import require_trackers
+from teachers.base import Data, Teacher
+from teachers.registry import data as data_registry
+from teachers.registry import teachers as teacher_registry
+
+
+@dataclass
+class Workshop:
+    """Everything that a recipe builds, in memory."""
+
+    loaded: LoadedRecipe
+    accelerator: Accelerator
+    teacher: Teacher
+    data: Data
+    roles: Roles
+    batches: Batches
+
+    @property
+    def recipe(self) -> Any:
+        """The validated recipe."""
+        return self.loaded.recipe
+
+    def student_config(self, update: int) -> dict[str, Any]:
+        """What a stored student says about itself; see `mfd_cli.store.student`."""
+        recipe, resolved = self.recipe, self.loaded.resolved
+        grid = time_grid(recipe.student.steps, recipe.student.shift)
+        return {
+            "mfd_version": __version__,
+            "recipe_name": recipe.name,
+            "method": recipe.method.type,
+            "update": update,
+            "ema": recipe.train.ema,
+            "student": {
+                "steps": recipe.student.steps, "shift": recipe.student.shift, "sampler": "euler", "grid": grid.tolist(),
+                "weights": recipe.student.weights,
+            },
+            "teacher": resolved["teacher"],
+            "architecture": self.teacher.architecture,
+            "identity": self.teacher.identity(),
+            "data": resolved["data"],
+            "recipe": resolved,
+        }  # fmt: skip
+
+    def samplers(self) -> tuple[Sampler, Sampler]:
+        """The teacher, and the student as it would be saved now."""
+        device, student = self.accelerator.device, self.recipe.student
+        return teacher_sampler(self.teacher, device), Sampler(
+            "student", self.teacher, self.roles.final(), student.steps, student.shift, device=device
+        )
+
+    def bytes_needed(self) -> int:
+        """Bytes that checkpoints and student need on disk: weights of three roles and two moments of two of them."""
+        weights = sum(value.numel() * value.element_size() for value in self.roles.student.network.parameters())
+        return 7 * weights * (self.recipe.log.keep + 1) + weights
+
+
+def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
+    """Loads the teacher and its data and builds the roles.
+
+    Raises:
+        MfdError: the device does not exist or does not suit the recipe.
+        TeacherError: weights or data are missing or do not fit.
+    """
+    recipe: Any = loaded.recipe
+    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if device is not None and device not in here:
+        raise MfdError(f"--device {device}: not here", allowed=" or ".join(here))
+    require_trackers(recipe.log.trackers)
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
+    # Accelerate keeps the first device and precision of a process for good; a second run may want others
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
+    teacher = teacher_registry.get(recipe.teacher.type).load(recipe.teacher)  # type: ignore[attr-defined]
+    data = data_registry.get(recipe.data.type).load(recipe.data, teacher)  # type: ignore[attr-defined]
+    batches = Batches(
+        data, recipe.seed, recipe.train.batch_size, recipe.train.accumulation,
+        accelerator.process_index, accelerator.num_processes, accelerator.device,
+    )  # fmt: skip
+    roles = build_roles(
+        teacher.to(accelerator.device), recipe.optim.student, recipe.optim.aux, seed=recipe.seed,
+        updates=recipe.train.updates, aux_updates=recipe.method.aux_updates, ema=recipe.train.ema,
+        device=accelerator.device,
+    )  # fmt: skip
+    return Workshop(loaded, accelerator, teacher, data, roles, batches)
