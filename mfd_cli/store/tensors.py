@@ -25,7 +25,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         RunStopped: no space on the disk.
     """
     content = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    metadata = {"format": "pt"} | ({HEADER: json.dumps(header, ensure_ascii=False)} if header is not None else {})
+    # one key only: safetensors writes several in an order that changes from process to process, and equal content
+    # should give equal files
+    metadata = {HEADER: json.dumps(header, ensure_ascii=False)} if header is not None else None
     write_bytes(path, save(content, metadata))
 
 

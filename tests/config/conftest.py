@@ -28,6 +28,11 @@ class FineSettings(TeacherSettings):
     mode: int | Literal["auto"] = "auto"
 
 
+class FineNetwork(Strict):
+    width: int = 4
+    scale: float = 1.0
+
+
 class PairSettings(Settings):
     solver: Solver = Field(default_factory=Solver)
     aux_updates: int = Field(10, ge=1)
@@ -51,7 +56,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         (data, "none"): Settings,
     }
     for (registry, name), settings in entries.items():
-        monkeypatch.setitem(registry._registered, name, type("Registered", (), {"Settings": settings}))
+        monkeypatch.setitem(registry._registered, name, type("Registered", (), {"Settings": settings, "Network": FineNetwork}))
 
 
 RECIPE = """# a recipe for tests

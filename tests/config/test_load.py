@@ -232,6 +232,12 @@ def test_another_type_by_override_drops_the_keys_it_does_not_know_and_says_so(re
     assert not any(key.startswith("method.solver") for key in loaded.positions)
 
 
+def test_another_type_drops_keys_inside_a_block_that_both_types_have() -> None:
+    loaded = load_recipe("toy", ["method.type=diff-instruct"])
+    assert loaded.recipe.method.times.type == "logit-normal" and "method.times.min_interval" not in loaded.positions
+    assert any("method.times.min_interval" in note for note in loaded.notes)
+
+
 def test_another_type_by_override_keeps_what_was_set_by_hand(recipe: Path) -> None:
     found = refusal(recipe, "method.type=point", "method.solver={type: euler}")
     assert "method.solver: unknown key; allowed: type, aux_updates" in found

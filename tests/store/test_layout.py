@@ -118,10 +118,11 @@ def test_a_damaged_record_is_an_error_that_names_it(content: str) -> None:
         run.read_record()
 
 
-def test_a_report_that_cannot_be_read_is_none() -> None:
+def test_a_report_is_read_and_a_damaged_one_refused() -> None:
     run = make("runs/a")
     assert run.read_report() is None
     run.report.write_text("{")
-    assert run.read_report() is None
+    with pytest.raises(MfdError, match="benchmark.json: cannot be read"):
+        run.read_report()
     run.report.write_text('{"schema": 1}')
     assert run.read_report() == {"schema": 1}

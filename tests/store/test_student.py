@@ -11,8 +11,8 @@ import torch
 from mfd_cli.errors import MfdError
 from mfd_cli.store.checkpoint import save_checkpoint
 from mfd_cli.store.layout import RunFolder
-from mfd_cli.store.student import fingerprint, read_student, save_student, save_student_file
-from mfd_cli.store.tensors import write_tensors
+from mfd_cli.store.student import content, fingerprint, read_student, save_student, save_student_file
+from mfd_cli.store.tensors import read_header, write_tensors
 
 CONFIG = {"architecture": {"width": 3}, "student": {"steps": 1}, "prompt": "Fréchet"}
 WEIGHTS = {"w": torch.arange(6.0), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -24,7 +24,8 @@ def test_folder_and_file_give_back_config_and_weights(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "student").iterdir()) == ["config.json", "model.safetensors"]
     for path in (tmp_path / "student", tmp_path / "student/model.safetensors", tmp_path / "one.safetensors"):
         found = read_student(path)
-        assert found.config == {"format": 1, **CONFIG, "weights_sha256": fingerprint(WEIGHTS)}
+        assert content(found.config) == CONFIG
+        assert found.config["format"] == 1 and found.config["weights_sha256"] == fingerprint(WEIGHTS)
         assert all(torch.equal(found.weights[name], value) for name, value in WEIGHTS.items())
     assert json.loads((tmp_path / "student/config.json").read_text("utf-8")) == found.config
 
@@ -93,4 +94,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, update=1, inside=0, parts={"student": WEIGHTS}, state={"student": CONFIG}, keep=2)
     (path / "student.safetensors").unlink()
     with pytest.raises(MfdError, match=r"student\.safetensors is missing"):
+        read_student(path)
+
+
+def test_a_changed_config_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_student_file(path, CONFIG, WEIGHTS)
+    changed = read_header(path) | {"student": {"steps": 2}}
+    write_tensors(path, WEIGHTS, changed)
+    with pytest.raises(MfdError, match="the config has changed"):
         read_student(path)
