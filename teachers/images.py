@@ -226,8 +226,10 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise TeacherError(f"{path}: cannot be read ({error})", allowed="arrays `images` and `labels`") from error
     if labels.ndim != 1 or not np.array_equal(whole, labels):
-        raise TeacherError(f"{path}: labels of type {labels.dtype} and shape {list(labels.shape)}",
-                           allowed="one whole number for each image")
+        raise TeacherError(
+            f"{path}: labels of type {labels.dtype} and shape {list(labels.shape)}",
+            allowed="one whole number for each image",
+        )
     return images, whole
 
 

@@ -97,7 +97,7 @@ class RunFolder:
         try:
             return dict(json.loads(self.report.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise MfdError(f"{self.report}: cannot be read ({error})", do="remove it, or run `mfd benchmark` again") from error
+            raise MfdError(f"{self.report}: cannot be read ({error})", do="remove it") from error
 
     def update_record(self, **changes: Any) -> None:
         """Changes some fields of run.json, creating it if needed."""

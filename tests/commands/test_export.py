@@ -60,7 +60,7 @@ def test_benchmark_figures_reach_the_card(run, unchecked):
 
 def test_a_damaged_benchmark_report_is_an_error(run, unchecked):
     (run.root / "benchmark.json").write_text("{")
-    with pytest.raises(MfdError, match="mfd benchmark"):
+    with pytest.raises(MfdError, match="cannot be read"):
         export(str(run.root))
     assert not (run.root / "export").exists()
 

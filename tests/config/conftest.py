@@ -56,7 +56,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         (data, "none"): Settings,
     }
     for (registry, name), settings in entries.items():
-        monkeypatch.setitem(registry._registered, name, type("Registered", (), {"Settings": settings, "Network": FineNetwork}))
+        members = {"Settings": settings, "Network": FineNetwork}
+        monkeypatch.setitem(registry._registered, name, type("Registered", (), members))
 
 
 RECIPE = """# a recipe for tests

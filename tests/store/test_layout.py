@@ -122,7 +122,7 @@ def test_a_report_is_read_and_a_damaged_one_refused() -> None:
     run = make("runs/a")
     assert run.read_report() is None
     run.report.write_text("{")
-    with pytest.raises(MfdError, match="benchmark.json: cannot be read"):
+    with pytest.raises(MfdError, match="cannot be read"):
         run.read_report()
     run.report.write_text('{"schema": 1}')
     assert run.read_report() == {"schema": 1}
