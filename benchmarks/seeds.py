@@ -226,7 +226,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def _gap(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return _spread(known) if len(known) == len(values) else "within noise"
+    return _spread(known) if len(known) == len(values) else "no gap"
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         gained.append(f"{report['speedup']['value']:.1f} times faster")
     if report["gap_recovered"]:
         shares = (
-            f"{name} {'within noise' if value is None else format(value, '.2f')}"
+            f"{name} {'no gap' if value is None else format(value, '.2f')}"
             for name, value in report["gap_recovered"].items()
         )
         gained.append(f"gap recovered: {', '.join(shares)}")

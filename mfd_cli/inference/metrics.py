@@ -15,6 +15,9 @@ from torch import Tensor
 from mfd_cli.seeds import Stream
 
 DIRECTIONS = 256
+#: metrics of which more is better; of every other one less is
+HIGHER_IS_BETTER = frozenset({"class_agreement", "in_mode", "mode_coverage"})
+
 RESAMPLES = 20
 
 #: directions compared at once: bounds the memory of a sliced distance to this many rows of N + M numbers

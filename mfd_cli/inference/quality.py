@@ -204,20 +204,21 @@ def gap_recovered(
 
         (m(teacher, n) - m(student, n)) / (m(teacher, n) - m(teacher, N))
 
-    1: the student is as good as the N-step teacher, whether more or less of the metric is better. None where the
-    teacher's own gap is below two standard errors, so that the quotient would be noise.
+    1: the student is as good as the N-step teacher. None where the teacher itself does not get better with more steps
+    by at least two standard errors: the quotient would be noise, or praise for leaving a better model.
     """
     return {
-        name: _recovered(teacher_few[name], student[name], teacher_many[name])
+        name: _recovered(name, teacher_few[name], student[name], teacher_many[name])
         for name in student
         if name in teacher_few and name in teacher_many
     }
 
 
-def _recovered(few: Measured, student: Measured, many: Measured) -> float | None:
+def _recovered(name: str, few: Measured, student: Measured, many: Measured) -> float | None:
     gap = few.value - many.value
+    gain = -gap if name in metrics.HIGHER_IS_BETTER else gap
     noise = (few.standard_error**2 + many.standard_error**2) ** 0.5
-    return None if gap == 0 or abs(gap) < 2 * noise else (few.value - student.value) / gap
+    return None if gain <= 2 * noise else (few.value - student.value) / gap
 
 
 def _items(data: Data, seed: int, first: int, count: int) -> Tensor:

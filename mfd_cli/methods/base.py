@@ -66,6 +66,11 @@ class Loss:
     report: Tensor | None = None
     times: Tensor | None = None
 
+    @property
+    def shown(self) -> Tensor:
+        """The scalar to show."""
+        return self.value if self.report is None else self.report
+
 
 class Method(ABC):
     """A distillation method with its settings."""

@@ -164,17 +164,17 @@ class Trainer:
         """Gradient of the step's whole batch, part by part; returns the batch's mean loss and the last part's times."""
         parts = self.batches.parts
         compute = self.method.student_loss if is_student else self.method.auxiliary_loss
-        value = report = None
+        losses: list[Loss] = []
         for part in range(parts):
-            with self._synchronized(role.wrapped, part == parts - 1), self.accelerator.autocast():
-                loss = compute(self._batch(step, part, is_student))
             with self._synchronized(role.wrapped, part == parts - 1):
+                with self.accelerator.autocast():
+                    loss = compute(self._batch(step, part, is_student))
                 self.accelerator.backward(loss.value / parts)
-            shown = loss.value if loss.report is None else loss.report
-            value = loss.value.detach() / parts if value is None else value + loss.value.detach() / parts
-            report = shown.detach() / parts if report is None else report + shown.detach() / parts
-        assert value is not None
-        return Loss(value, report, loss.times)
+            losses.append(Loss(loss.value.detach(), loss.shown.detach(), loss.times))
+        if parts == 1:
+            return losses[0]
+        value = torch.stack([loss.value for loss in losses]).mean()
+        return Loss(value, torch.stack([loss.shown for loss in losses]).mean(), losses[-1].times)
 
     def _batch(self, step: int, part: int, is_student: bool) -> Batch:
         random, condition = self.batches.part(step, part)
@@ -210,8 +210,7 @@ class Trainer:
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"
-        shown = loss.value if loss.report is None else loss.report
-        for name, value in (("loss", shown), ("grad_norm", norm), ("lr", torch.tensor(rate))):
+        for name, value in (("loss", loss.shown), ("grad_norm", norm), ("lr", torch.tensor(rate))):
             self._noted.setdefault(prefix + name, []).append(value.detach().float().to(self.accelerator.device))
 
     def _gather_counts(self) -> None:

@@ -194,12 +194,22 @@ def _figures(value: float, error: float = 0.01) -> dict[str, Measured]:
         (10.0, 2.0, 2.0, 1.0),  # as good as the teacher, less is better
         (10.0, 10.0, 2.0, 0.0),  # no better than the teacher in few steps
         (10.0, 1.0, 2.0, 1.125),  # better than the teacher
-        (0.2, 0.8, 1.0, 0.75),  # more is better
         (10.0, 12.0, 2.0, -0.25),  # worse
     ],
 )
 def test_gap_recovered(few, student, many, expected):
     assert gap_recovered(_figures(few), _figures(student), _figures(many))["m"] == pytest.approx(expected)
+
+
+def test_more_may_be_better():
+    few, student, many = ({"in_mode": Measured(value, 0.01, 100)} for value in (0.2, 0.8, 1.0))
+    assert gap_recovered(few, student, many)["in_mode"] == pytest.approx(0.75)
+
+
+def test_a_teacher_that_more_steps_make_worse_leaves_no_gap():
+    assert gap_recovered(_figures(2.0), _figures(1.0), _figures(10.0))["m"] is None
+    few, student, many = ({"class_agreement": Measured(value, 0.0, 100)} for value in (1.0, 0.998, 0.999))
+    assert gap_recovered(few, student, many)["class_agreement"] is None
 
 
 def test_a_gap_within_noise_is_none():
