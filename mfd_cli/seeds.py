@@ -47,11 +47,15 @@ class Stream:
         return self._tensor(values, shape)
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal, float32 [B, *shape], by Box and Muller's transform of one 64-bit number each."""
-        numbers = self._raw(purpose, math.prod(shape))
-        halves = np.stack([numbers >> np.uint64(32), numbers & np.uint64(0xFFFFFFFF)]).astype(np.float32)
-        radius = np.sqrt(np.float32(-2) * np.log((halves[0] + np.float32(0.5)) * np.float32(2.0**-32)))
-        return self._tensor(radius * np.cos(halves[1] * np.float32(2.0**-32 * 2 * math.pi)), shape)
+        """Standard normal, float32 [B, *shape]; Box and Muller's transform makes two of one 64-bit number."""
+        elements = math.prod(shape)
+        numbers = self._raw(purpose, -(-elements // 2))
+        high = (numbers >> np.uint64(32)).astype(np.float32)
+        low = (numbers & np.uint64(0xFFFFFFFF)).astype(np.float32)
+        radius = np.sqrt(np.float32(-2) * np.log((high + np.float32(0.5)) * np.float32(2.0**-32)))
+        angle = low * np.float32(2.0**-32 * 2 * math.pi)
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return self._tensor(both[:, :elements], shape)
 
     def _raw(self, purpose: str, elements: int) -> np.ndarray:
         blocks = -(-elements // _OUTPUTS_PER_COUNTER)

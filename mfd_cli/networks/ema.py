@@ -22,12 +22,18 @@ class AveragedNetwork:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        self._averaged: list[Tensor] = list(self.network.parameters())
+        self._averaged, self._followed = _tensors(self.network), _tensors(network)
+        self._buffers = list(network.buffers())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, updates: int) -> None:
+    def update(self, updates: int) -> None:
         """Takes in the network's weights after its `updates`-th update (counted from 1)."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self._averaged, [value.detach() for value in network.parameters()], 1 - decay)
-        for averaged, now in zip(self.network.buffers(), network.buffers(), strict=True):
+        torch._foreach_lerp_(self._averaged, self._followed, 1 - decay)
+        for averaged, now in zip(self.network.buffers(), self._buffers, strict=True):
             averaged.copy_(now)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """A network's parameters as plain tensors on the same memory; optimizers and loading change them in place."""
+    return [value.detach() for value in network.parameters()]

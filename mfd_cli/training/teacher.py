@@ -97,7 +97,7 @@ def fit(teacher: Teacher, data: Data, recipe: Any, reporter: Reporter) -> nn.Mod
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if average is not None:
-            average.update(network, update + 1)
+            average.update(update + 1)
         shown.append(loss.detach())
         reporter.stepped(update + 1, 0.0)
         if (update + 1) % every == 0 or update + 1 == train.updates:

@@ -127,7 +127,7 @@ class Trainer:
         role.optimizer.step()
         role.optimizer.zero_grad(set_to_none=True)
         if is_student and self.roles.average is not None:
-            self.roles.average.update(role.network, done + 1)
+            self.roles.average.update(done + 1)
         self._note(role.name, loss, norm, rate)
         self.progress.step += 1
         return stop
@@ -232,7 +232,7 @@ class Trainer:
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
     """Global gradient norm before clipping; gradients are scaled down to `largest` if it is given."""
-    norm = torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
+    norm = torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None], foreach=True)
     if largest is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

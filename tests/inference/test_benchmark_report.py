@@ -111,9 +111,7 @@ def test_table_and_summary_say_what_was_measured():
     assert columns[-1] == "frechet" and cells[1][-1] == "0.5 ± 0.01"
     assert all(len(line) == len(columns) for line in cells)
     first, second = summary(found)
-    assert first == (
-        "10-step teacher -> 1-step student: 9.8 times faster; gap recovered: frechet 1.01, in_mode no gap"
-    )
+    assert first == ("10-step teacher -> 1-step student: 9.8 times faster; gap recovered: frechet 1.01, in_mode no gap")
     assert "guided (scale 1.5" in second
     found["rows"][0]["latency_ms"]["p90"] = 300.0
     assert "unsteady" in summary(found)[2]

@@ -20,7 +20,7 @@ def follow(decay, updates):
         with torch.no_grad():
             network.weight.fill_(float(update))
             network.seen += 1
-        average.update(network, update)
+        average.update(update)
     return network, average
 
 
@@ -40,7 +40,7 @@ def test_the_start_is_forgotten_early():
     average = AveragedNetwork(network, 0.9999)
     with torch.no_grad():
         network.weight.fill_(1.0)
-    average.update(network, 1)
+    average.update(1)
     torch.testing.assert_close(average.network.weight, torch.full((3,), 9 / 11))
 
 
@@ -54,7 +54,7 @@ def test_buffers_are_copied_and_the_copy_is_frozen():
 
 def test_weights_loaded_into_the_average_are_the_ones_that_are_updated():
     """As after a resumed run."""
-    network, average = follow(0.5, 3)
+    _, average = follow(0.5, 3)
     average.network.load_state_dict({"weight": torch.full((3,), 8.0), "seen": torch.zeros(1, dtype=torch.long)})
-    average.update(network, 1000)
+    average.update(1000)
     torch.testing.assert_close(average.network.weight, torch.full((3,), 0.5 * 8 + 0.5 * 3))
