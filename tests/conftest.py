@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +32,16 @@ import teachers.gmm
 teachers.gmm._FIT_UPDATES = 20
 mfd_cli.training.run.save_preview = lambda path, *rest: path.parent.mkdir(exist_ok=True)
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """The networks of tests are too small to share between cores, also in processes that tests start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def test_distill_then_load_then_sample() -> None:
     assert x.shape == (16, 2) and x.isfinite().all()
     assert torch.equal(x, mfd_cli.load_student(run.root).sample(16, steps=1, seed=0))
     assert torch.equal(x, mfd_cli.load_student().sample(16))
-    assert torch.equal(x[3:5], student.sample(2, first=3))
+    torch.testing.assert_close(x[3:5], student.sample(2, first=3), rtol=0, atol=1e-6)  # rounding of another batch size
     assert not torch.equal(x, student.sample(16, seed=1))
 
 

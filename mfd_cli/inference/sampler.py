@@ -1,13 +1,13 @@
 """Samples from a student, or from a teacher on the same seeds.
 
 Noise of sample i is a function of (seed, i) alone, so the same seed gives teacher and student the same noise, and a
-sample does not depend on the batch it was computed in.
+sample depends on the batch it was computed in by rounding at most.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,37 +90,18 @@ class Sampler:
             MfdError: steps or count below 1, or `asked` of another length.
             TeacherError: something asked for does not exist.
         """
-        return torch.cat(
-            [
-                self.decode(states).cpu()
-                for states in self.states(
-                    count, steps=steps, seed=seed, asked=asked, guidance=guidance, batch_size=batch_size, first=first
-                )
-            ]
-        )
-
-    def states(
-        self,
-        count: int,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        asked: Sequence[int | str] | None = None,
-        guidance: float | None = None,
-        batch_size: int = 500,
-        first: int = 0,
-    ) -> Iterator[Tensor]:
-        """Undecoded states at t = 1, one batch after another; arguments as in `sample`."""
         if count < 1 or (steps is not None and steps < 1):
             raise MfdError(f"{count} samples in {steps or self.steps} steps", allowed="at least 1 of each")
         wanted = list(asked) if asked is not None else self.teacher.examples(count)
         if wanted and len(wanted) != count:
             raise MfdError(f"{len(wanted)} conditions for {count} samples", allowed="one for each sample")
+        parts = []
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
-            condition = self.teacher.encode(wanted[start : start + size]) if wanted else self.teacher.encode([])
+            condition = condition_to(self.teacher.encode(wanted[start : start + size]), self.device)
             noise = self.noise(size, seed=seed, first=first + start)
-            yield self.generate(noise, condition_to(condition, self.device), steps=steps, guidance=guidance)
+            parts.append(self.decode(self.generate(noise, condition, steps=steps, guidance=guidance)).cpu())
+        return torch.cat(parts)
 
     def noise(self, count: int, *, seed: int, first: int = 0) -> Tensor:
         """The noise of samples `first` .. `first + count - 1` [N, *sample_shape], on the sampler's device."""

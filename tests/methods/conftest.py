@@ -9,15 +9,6 @@ from mfd_cli.methods.base import Batch
 from mfd_cli.seeds import Stream
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """The tensors of these tests are too small to share between cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Generator(nn.Module):
     """A student's field whose one Euler step from noise is G(z) = mean + deviation z."""
 
