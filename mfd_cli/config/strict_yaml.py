@@ -176,6 +176,7 @@ class _Reader:
                 self.document.positions[inner] = self.where(item.start_mark.line)
                 items.append(self.value(item, inner))
             return items
+        assert isinstance(node, yaml.ScalarNode)
         return self.leaf(node, path)
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class _Nodes(yaml.SafeLoader):
         self._reader, self._depth = reader, 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event: Any = self.peek_event()
         line = event.start_mark.line
         if isinstance(event, yaml.AliasEvent):
             self.get_event()
