@@ -235,7 +235,8 @@ class _Nodes(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             self.get_event()
             self._reader.refuse(line, (), f"the alias '*{event.anchor}'; write the value out")
-            return yaml.ScalarNode("tag:yaml.org,2002:null", "", event.start_mark, event.end_mark)
+            marks: Any = (event.start_mark, event.end_mark)
+            return yaml.ScalarNode("tag:yaml.org,2002:null", "", *marks)
         if getattr(event, "anchor", None):
             self._reader.refuse(line, (), f"the anchor '&{event.anchor}'; write the value out where it is used")
             event.anchor = None
