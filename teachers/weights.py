@@ -77,5 +77,5 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 
 def _unreadable(path: Path, error: Exception) -> MfdError:
     if isinstance(error, FileNotFoundError) or not path.exists():
-        return MfdError(f"{path}: no such file")
+        return MfdError(f"{path}: no such file", allowed="a .safetensors file", do="check the path")
     return MfdError(f"{path}: not a readable safetensors file ({error})", do="copy or make it again")
