@@ -38,7 +38,7 @@ class ImageNetwork(Strict):
 class ImagesSettings(TeacherSettings):
     """Settings of `images`."""
 
-    weights: str = Field(description="Safetensors file that `mfd teachers train` wrote.")
+    weights: str = Field(description="Safetensors file that `mfd teachers train` writes and distillation reads.")
 
 
 class ImagesTeacher(Teacher):

@@ -46,7 +46,7 @@ def check(
     console.check_json_target(json_target)
     teacher, data = _load(reference, overrides)
     findings = conformance(teacher, data, seed=seed)
-    found = [vars(finding) if hasattr(finding, "__dict__") else finding._asdict() for finding in findings]
+    found = [finding._asdict() for finding in findings]
     console.emit_json(found, json_target)
     if json_target != "-":
         words = {True: "ok", False: "BROKEN", None: "not applicable"}
@@ -69,7 +69,8 @@ def train(recipe: str, *, output: Path | None = None, overrides: Sequence[str] =
 
     Args:
         recipe: a recipe of this command, e.g. recipes/teachers/digits.yaml.
-        output: file to write; <recipe name>.safetensors in this folder if None.
+        output: file to write; if None, the one that the recipe's `teacher.weights` names, else
+            <recipe name>.safetensors in this folder.
         overrides: texts of --set.
         force: replace a file that exists.
     """
@@ -78,7 +79,8 @@ def train(recipe: str, *, output: Path | None = None, overrides: Sequence[str] =
     from mfd_cli.training.teacher import train_teacher
 
     loaded = load_teacher_recipe(recipe, overrides)
-    path = output or Path(f"{loaded.recipe.name}.safetensors")
+    named = loaded.resolved["teacher"].get("weights")
+    path = output or Path(named or f"{loaded.recipe.name}.safetensors")
     train_teacher(loaded, path, force=force, reporter=ConsoleReporter())
     console.out.print(str(path))
     console.note(f"use it: --set teacher.weights={path}")
