@@ -18,7 +18,7 @@ def list_teachers(json_target: str | None = None) -> None:
     rows = []
     for name in teachers.names():
         try:
-            what = (teachers.get(name).__doc__ or "").strip().splitlines()[0]
+            what = next(iter((teachers.get(name).__doc__ or "").strip().splitlines()), "-")
         except RegistryError as error:
             what = f"broken: {error.found}"
         rows.append({"name": name, "origin": teachers.origin(name), "what": what})
