@@ -56,14 +56,7 @@ def distill(
     from mfd_cli.training.run import distill as run_recipe
 
     reporter = ConsoleReporter() if first else Reporter()
-    run = run_recipe(
-        loaded,
-        output=output,
-        resume=resume,
-        force=force,
-        device=device,
-        reporter=reporter,
-    )
+    run = run_recipe(loaded, output=output, resume=resume, force=force, device=device, reporter=reporter)
     if first:
         _show(run.root)
     return 0
@@ -73,6 +66,7 @@ def _show(root: Path) -> None:
     """What a finished run left, and what to do with it."""
     from mfd_cli.inference.benchmark import summary, table
     from mfd_cli.store.layout import RunFolder
+    from mfd_cli.store.student import WEIGHTS
 
     run = RunFolder(root)
     if (report := run.read_report()) is not None:
@@ -80,7 +74,7 @@ def _show(root: Path) -> None:
         for line in summary(report):
             console.out.print(line)
     pictures = sorted(run.previews.glob("*.png"))
-    rows = [("student", run.student / "model.safetensors")]
+    rows = [("student", run.student / WEIGHTS)]
     rows += [("picture", pictures[-1])] if pictures else []
     rows += [("metrics", run.metrics), ("recipe", run.recipe)]
     console.table("written", ["what", "where"], rows)
