@@ -16,7 +16,6 @@ from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.benchmark import environment
 from mfd_cli.inference.sampler import Sampler
-from mfd_cli.methods.registry import methods
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import Workshop, build
 from teachers.errors import TeacherError
@@ -49,10 +48,7 @@ def check_targets(args: argparse.Namespace) -> None:
 def trainer_of(loaded: LoadedRecipe, device: str) -> tuple[Workshop, Trainer]:
     """Everything that a recipe builds, and the loop over it, before its first step."""
     workshop = build(loaded, device)
-    method = methods.get(workshop.recipe.method.type)(workshop.recipe.method)
-    return workshop, Trainer(
-        workshop.recipe, method, workshop.teacher, workshop.roles, workshop.batches, workshop.accelerator
-    )
+    return workshop, workshop.trainer()
 
 
 def machine(sampler: Sampler) -> dict[str, Any]:

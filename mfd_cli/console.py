@@ -74,8 +74,21 @@ def warn(text: str) -> None:
     _line("warning", text, "bold yellow")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table to stdout: boxed on a terminal, else aligned lines. Numbers stand to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, below: Sequence[str] = ()) -> None:
+    """Prints a table to stdout: boxed on a terminal, else aligned lines. Numbers stand to the right.
+
+    Args:
+        title: line above the table.
+        columns: their names.
+        rows: a cell for each column.
+        below: lines of text under the table.
+    """
+    _table(title, columns, rows)
+    for line in below:
+        print(literal(line))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     cells = [[literal(_cell(value)).replace("\n", " ") for value in row] for row in rows]
     right = [bool(rows) and all(_number(row[index]) for row in rows) for index in range(len(columns))]
     if plain(sys.stdout):

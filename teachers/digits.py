@@ -7,7 +7,7 @@ samples was trained apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class DigitsTeacher(ImagesTeacher):
     """The digits teacher."""
 
     Settings = DigitsSettings
+
+    def __init__(self, settings: Any, architecture: Mapping[str, Any]) -> None:
+        super().__init__(_placed(settings), architecture)
 
     @classmethod
     def load(cls, settings: Any) -> DigitsTeacher:

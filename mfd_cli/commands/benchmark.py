@@ -83,9 +83,7 @@ def show(result: dict[str, Any]) -> None:
     """Prints a report to stdout for people."""
     from mfd_cli.inference.benchmark import summary, table
 
-    console.table(*table(result))
-    for line in summary(result):
-        print(console.literal(line))
+    console.table(*table(result), below=summary(result))
 
 
 def _step_list(text: str | None, flag: str) -> list[int]:
@@ -101,11 +99,10 @@ def _step_list(text: str | None, flag: str) -> list[int]:
 def _teacher(path: str, student: Sampler, device: str, dtype: str, required: bool, notes: list[str]) -> Sampler | None:
     """The student's teacher; None, with a note, where its weights are missing and nothing asked depends on them."""
     from mfd_cli.inference.sampler import load_teacher
-    from teachers.base import TeacherError
 
     try:
         teacher = load_teacher(path, device=device, dtype=dtype)
-    except (MfdError, TeacherError) as error:
+    except MfdError as error:
         if required:
             raise
         notes.append(f"the teacher is left out: {error.found}")

@@ -65,14 +65,11 @@ def distill(
 def _show(root: Path) -> None:
     """What a finished run left, and what to do with it."""
     from mfd_cli.inference.benchmark import summary, table
-    from mfd_cli.store.layout import RunFolder
-    from mfd_cli.store.student import WEIGHTS
+    from mfd_cli.store.layout import WEIGHTS, RunFolder
 
     run = RunFolder(root)
     if (report := run.read_report()) is not None:
-        console.table(*table(report))
-        for line in summary(report):
-            console.out.print(line)
+        console.table(*table(report), below=summary(report))
     pictures = sorted(run.previews.glob("*.png"))
     rows = [("student", run.student / WEIGHTS)]
     rows += [("picture", pictures[-1])] if pictures else []

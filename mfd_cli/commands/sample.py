@@ -211,12 +211,11 @@ def _write_picture(target: Path, samplers: list[tuple[Sampler, int]], request: d
 def _data_of(student: Sampler) -> Data | None:
     """The data that a student's points are drawn against; None, with a note, where it cannot be had."""
     from mfd_cli.inference.sampler import load_data
-    from teachers.base import TeacherError
 
     try:
         data = load_data(student.config, student.teacher)
         data.reference(1, 0)
-    except (MfdError, TeacherError) as error:
+    except MfdError as error:
         console.note(f"the picture shows no target: {error.found}")
         return None
     return data

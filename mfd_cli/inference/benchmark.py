@@ -18,7 +18,7 @@ from mfd_cli.errors import MfdError
 from mfd_cli.inference.quality import Measured, Reference, gap_recovered, generated
 from mfd_cli.inference.sampler import Sampler
 from mfd_cli.inference.timing import Timing, measure, timed_sampler
-from teachers.base import Data, TeacherError
+from teachers.base import Data
 from teachers.conditions import to as condition_to
 
 SCHEMA = 1
@@ -162,7 +162,7 @@ def closing_report(
     reference, notes = None, []
     try:
         reference = Reference(data, num, seed)
-    except (MfdError, TeacherError) as error:
+    except MfdError as error:
         notes.append(f"quality was not measured: {error.found}")
     return report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=say)
 
@@ -224,7 +224,7 @@ def summary(report: dict[str, Any]) -> list[str]:
 def environment(sampler: Sampler) -> dict[str, Any]:
     """Device, dtype, threads and versions that figures of a sampler are valid for."""
     return {
-        "device": _device_name(sampler.device),
+        "device": device_name(sampler.device),
         "dtype": str(sampler.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"mfd": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -323,7 +323,8 @@ def _with_error(row: dict[str, Any], name: str) -> str:
     return f"{row['metrics'][name]:.4g} ± {row['standard_errors'][name]:.1g}"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device is, for people: "cpu (AMD EPYC)"."""
     if device.type == "cuda":
         return f"{device.type} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu" and (name := _processor()):

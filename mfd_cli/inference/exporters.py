@@ -40,9 +40,9 @@ import numpy, torch
 file, count, seed, threads, plugin = sys.argv[1:]
 torch.set_num_threads(int(threads))
 if plugin:
-    import importlib.util
-    spec = importlib.util.spec_from_file_location("mfd_plugin", plugin)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    import pathlib
+    from mfd_cli.plugins import import_plugin
+    import_plugin(pathlib.Path(plugin))
 from mfd_cli import load_student
 samples = load_student(file).sample(int(count), seed=int(seed))
 numpy.save(sys.stdout.buffer, samples.float().numpy(), allow_pickle=False)

@@ -156,7 +156,7 @@ def _warm_up(
     run.decode(run.generate())
     wait()
     evaluations = (run.evaluations() - before) // run.batch_size if run.evaluations else None
-    return evaluations, _peak_memory_mb(device)
+    return evaluations, peak_memory_mb(device)
 
 
 def _time_once(run: TimedRun, clock: _Clock, wait: Callable[[], None]) -> None:
@@ -188,7 +188,8 @@ def _waiter(device: torch.device | str) -> Callable[[], None]:
     return lambda: torch.accelerator.synchronize(device)
 
 
-def _peak_memory_mb(device: torch.device | str) -> float | None:
+def peak_memory_mb(device: torch.device | str) -> float | None:
+    """Largest memory allocated on a CUDA device, or held by this process on a CPU; None where nobody tells."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if torch.device(device).type != "cpu" or sys.platform == "win32":

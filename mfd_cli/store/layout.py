@@ -17,6 +17,8 @@ from mfd_cli.errors import MfdError
 from mfd_cli.store.files import write_bytes, write_json
 
 RUNS = Path("runs")
+#: the two files of a student's folder
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LATEST = "latest"
 
 
@@ -127,7 +129,7 @@ def find(reference: str | None) -> Path:
         raise MfdError(f"{path}: no such run, export or file", allowed=_known(), do="see `mfd distill --help`")
     if path.is_file() and path.suffix == ".safetensors":
         return path
-    if path.is_dir() and (RunFolder(path).is_run() or (path / "config.json").is_file() or is_checkpoint(path)):
+    if path.is_dir() and (RunFolder(path).is_run() or (path / CONFIG).is_file() or is_checkpoint(path)):
         return path
     if path.is_dir() and len(exported := sorted(path.glob("*.safetensors"))) == 1:
         return exported[0]
@@ -149,7 +151,7 @@ def run_of(path: Path) -> RunFolder | None:
         return RunFolder(path)
     if path.is_dir() and is_checkpoint(path) and RunFolder(path.parent.parent).is_run():
         return RunFolder(path.parent.parent)
-    if path.name in ("student", "model.safetensors"):
+    if path.name in ("student", WEIGHTS):
         parent = path.parent if path.name == "student" else path.parent.parent
         return RunFolder(parent) if RunFolder(parent).is_run() else None
     return None

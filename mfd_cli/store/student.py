@@ -22,11 +22,10 @@ from torch import Tensor
 from mfd_cli.errors import MfdError
 from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.files import whole_folder, write_json
-from mfd_cli.store.layout import RunFolder, is_checkpoint
+from mfd_cli.store.layout import CONFIG, WEIGHTS, RunFolder, is_checkpoint
 from mfd_cli.store.tensors import read_header, read_tensors, write_tensors
 
 FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _SEAL = ("format", "weights_sha256", "config_sha256")
 
 

@@ -27,7 +27,7 @@ def launch(arguments: Sequence[str], processes: int, *, cpu: bool) -> int:
     """Runs `mfd` with the arguments once per rank, and returns the job's exit code.
 
     Ctrl-C and SIGTERM are passed on to every rank, which save and end by themselves. A rank that fails ends the job:
-    the others are told to stop, and killed if they do not.
+    the others get half a minute to end by themselves and are then killed.
 
     Args:
         arguments: command line without the program's name.

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 from mfd_cli import __version__
+from mfd_cli.inference.benchmark import device_name
 from mfd_cli.training.workshop import Workshop
 
 
 def facts(workshop: Workshop) -> dict[str, Any]:
     """What is recorded when a run begins: method, teacher, versions, device."""
     accelerator = workshop.accelerator
-    device = accelerator.device
     return {
         "schema": 1,
         "recipe": workshop.recipe.name,
         "method": workshop.recipe.method.type,
         "teacher": workshop.teacher.identity(),
         "versions": _versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "parameters": sum(value.numel() for value in workshop.roles.student.network.parameters()),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from mfd_cli.config.load import LoadedRecipe
-from mfd_cli.methods.registry import methods
+from mfd_cli.inference.timing import peak_memory_mb
 from mfd_cli.store.files import human
 from mfd_cli.training.folder import describe
-from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import build
 
 
@@ -34,21 +30,15 @@ def rehearse(loaded: LoadedRecipe, device: str | None = None) -> Rehearsal:
     """
     workshop = build(loaded, device)
     recipe, roles = workshop.recipe, workshop.roles
-    method = methods.get(recipe.method.type)(recipe.method)
-    trainer = Trainer(recipe, method, workshop.teacher, roles, workshop.batches, workshop.accelerator)
-    seconds = {"auxiliary": 0.0, "student": 0.0}
-    for cycle in range(2):
-        for inside in range(trainer.cycle):
-            kind = "student" if inside == trainer.cycle - 1 else "auxiliary"
-            began = time.perf_counter()
-            trainer.step()
-            if cycle and kind == "student":
-                seconds[kind] += time.perf_counter() - began
-            elif cycle:
-                seconds[kind] += (time.perf_counter() - began) / (trainer.cycle - 1)
+    trainer = workshop.trainer()
+    for _ in range(trainer.cycle):  # warm up
+        trainer.step()
+    *auxiliary, student = (_seconds(trainer.step) for _ in range(trainer.cycle))
+    each = sum(auxiliary) / len(auxiliary)
+    whole = recipe.train.updates * (student + recipe.method.aux_updates * each)
     evaluations = {name: rows // (2 * recipe.train.batch_size) for name, rows in trainer.snapshot().evaluations.items()}
-    whole = recipe.train.updates * (seconds["student"] + recipe.method.aux_updates * seconds["auxiliary"])
     parameters = sum(value.numel() for value in roles.student.network.parameters())
+    memory = peak_memory_mb(workshop.accelerator.device)
     shown = ", ".join(f"{name} {count}" for name, count in evaluations.items())
     return Rehearsal(
         describe(recipe),
@@ -56,21 +46,19 @@ def rehearse(loaded: LoadedRecipe, device: str | None = None) -> Rehearsal:
             ["device", str(workshop.accelerator.device)],
             ["parameters of student and auxiliary, each", f"{parameters:,}"],
             ["forward passes per sample and student update", f"{sum(evaluations.values())} ({shown})"],
-            ["seconds per auxiliary update", f"{seconds['auxiliary']:.4f}"],
-            ["seconds per student update", f"{seconds['student']:.4f}"],
+            ["seconds per auxiliary update", f"{each:.4f}"],
+            ["seconds per student update", f"{student:.4f}"],
             ["training time", _duration(whole)],
-            ["peak memory", human(_peak(workshop.accelerator.device))],
+            ["peak memory", "unknown" if memory is None else human(memory * 1e6)],
             ["disk", human(workshop.bytes_needed())],
         ],
     )
 
 
-def _peak(device: torch.device) -> float:
-    """Peak bytes: of the device's allocator, or of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _duration(seconds: float) -> str:

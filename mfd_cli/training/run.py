@@ -11,7 +11,6 @@ from typing import Any
 from mfd_cli.config.load import LoadedRecipe, dump, load_recipe
 from mfd_cli.errors import Interrupted, MfdError, RunStopped
 from mfd_cli.inference.benchmark import closing_report
-from mfd_cli.methods.registry import methods
 from mfd_cli.store.checkpoint import Checkpoint, set_aside_after
 from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
 from mfd_cli.store.layout import RUNS, RunFolder, point_latest
@@ -75,14 +74,11 @@ class Session:
 
     def __init__(self, plan: Plan, workshop: Workshop, reporter: Reporter) -> None:
         self.run, self.workshop, self.reporter = plan.run, workshop, reporter
-        recipe, roles = workshop.recipe, workshop.roles
+        progress = None
         if plan.checkpoint is not None:
             _require_same_teacher(plan.run, workshop.teacher)
-        progress = checkpoints.restore(plan.checkpoint, roles) if plan.checkpoint else None
-        method = methods.get(recipe.method.type)(recipe.method)
-        self.trainer = Trainer(
-            recipe, method, workshop.teacher, roles, workshop.batches, workshop.accelerator, progress
-        )
+            progress = checkpoints.restore(plan.checkpoint, workshop.roles)
+        self.trainer = workshop.trainer(progress)
         self.main = workshop.accelerator.is_main_process
         self._metrics: MetricsFile | None = None
         self._trackers: list[Tracker] = []

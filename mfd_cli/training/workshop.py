@@ -14,9 +14,11 @@ from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
+from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Roles, build_roles
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.tracking import require_trackers
+from mfd_cli.training.trainer import Progress, Trainer
 from teachers.base import Data, Teacher
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
@@ -37,6 +39,11 @@ class Workshop:
     def recipe(self) -> Any:
         """The validated recipe."""
         return self.loaded.recipe
+
+    def trainer(self, progress: Progress | None = None) -> Trainer:
+        """The loop over all this, at its beginning or at a checkpoint's progress."""
+        method = methods.get(self.recipe.method.type)(self.recipe.method)
+        return Trainer(self.recipe, method, self.teacher, self.roles, self.batches, self.accelerator, progress)
 
     def student_config(self, update: int) -> dict[str, Any]:
         """What a stored student says about itself; see `mfd_cli.store.student`."""
