@@ -94,9 +94,9 @@ class Registry:
     def _installed(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}
 
-    def _nearest(self, name: str) -> str | None:
+    def _nearest(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.names(), n=1)
-        return f"did you mean '{near[0]}'?" if near else None
+        return f"did you mean '{near[0]}'?" if near else "if a file registers it, name that file with --plugin"
 
 
 teachers = Registry(
