@@ -85,7 +85,10 @@ def distill(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     force: Force = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one update of each kind; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run updates of each kind; write nothing.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="With --dry-run: random weights of the right shapes.")
+    ] = False,
     processes: Annotated[int | None, typer.Option(help="Processes; one per GPU if left out.")] = None,
     device: Device = None,
 ) -> None:
@@ -94,7 +97,7 @@ def distill(
 
     code = command(
         recipe, output=output, overrides=overrides or (), resume=resume, force=force, dry_run=dry_run,
-        processes=processes, device=device, arguments=sys.argv[1:],
+        random_weights=random_weights, processes=processes, device=device, arguments=sys.argv[1:],
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -110,7 +113,7 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     label: Annotated[list[int] | None, typer.Option(help="Class index; may be repeated.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples computed at once.")] = 500,
+    batch_size: Annotated[int | None, typer.Option(help="Samples computed at once.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="PNG grid, .npz, or a folder of PNGs.")] = None,
     device: Device = None,
     dtype: Dtype = "fp32",

@@ -44,3 +44,8 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
         raise ValueError(f"a time grid needs steps >= 1 and shift > 0, got {steps} and {shift}")
     p = torch.arange(steps + 1, dtype=torch.float64) / steps
     return (p / (p + shift * (1 - p))).float()
+
+
+def told_times(grid: Tensor, first: float) -> Tensor:
+    """Times that a network is told along a grid from 0 to 1, for one that was never trained before time `first`."""
+    return first + (1 - first) * grid

@@ -57,6 +57,10 @@ class Stream:
         both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
         return self._tensor(both[:, :elements], shape)
 
+    def shared(self, purpose: str) -> float:
+        """One uniform number on (0, 1) for the whole update, the same in every part and process."""
+        return float(Stream(self.seed, self.update, 0, 1).uniform(purpose))
+
     def _raw(self, purpose: str, elements: int) -> np.ndarray:
         blocks = -(-elements // _OUTPUTS_PER_COUNTER)
         generator = np.random.Philox(key=key(self.seed, purpose, self.update))

@@ -169,7 +169,9 @@ def integrate(
     return result if order is None else result.reordered(order.argsort())
 
 
-def integrate_grid(field: Field, x: Tensor, grid: Tensor, *, rule: str = "euler") -> Integration:
+def integrate_grid(
+    field: Field, x: Tensor, grid: Tensor, *, rule: str = "euler", told: Tensor | None = None
+) -> Integration:
     """Integrates along one grid of times shared by all rows (a sampler's schedule).
 
     Args:
@@ -177,14 +179,16 @@ def integrate_grid(field: Field, x: Tensor, grid: Tensor, *, rule: str = "euler"
         x: state at grid[0], [B, ...].
         grid: increasing times [N + 1].
         rule: a name in RULES.
+        told: times [N + 1] that the field is told at the steps' starts; `grid` if None.
     """
     grid = grid.float().to(x.device)
+    told = grid if told is None else told.float().to(x.device)
     whole = grid[-1] - grid[0]
     weights = grid.diff() / whole
     counts = torch.full((x.shape[0],), len(weights), dtype=torch.long)
 
     def border(step: int, moving: int) -> tuple[Tensor, Tensor]:
-        return grid[step].expand(moving), weights[step].expand(moving)
+        return told[step].expand(moving), weights[step].expand(moving)
 
     return _advance(field, x, whole.expand(x.shape[0]), counts, border, rule)
 

@@ -42,6 +42,13 @@ class Teacher(ABC):
     condition_kind: ClassVar[Literal["none", "label", "prompt"]] = "none"
     #: what a decoded sample is: points [D] or images [C, H, W] in [0, 1]; pictures are drawn accordingly
     sample_kind: ClassVar[Literal["points", "images"]] = "images"
+    #: ends of the names of the layers that get adapters under `student.weights: lora`
+    lora_targets: ClassVar[tuple[str, ...]] = ()
+    #: earliest time the family's networks know; a student is told times from here to 1 instead of from 0
+    first_time: ClassVar[float] = 0.0
+    #: samples that a picture shows, and samples computed at once, unless asked otherwise
+    shown: ClassVar[int] = 20
+    batch_size: ClassVar[int] = 500
 
     def __init__(self, settings: Any, architecture: Mapping[str, Any]) -> None:
         self.settings = settings
@@ -54,6 +61,13 @@ class Teacher(ABC):
     @abstractmethod
     def load(cls, settings: Any) -> Teacher:
         """The teacher with its frozen weights. Raises TeacherError where they are missing or do not fit."""
+
+    @classmethod
+    def random(cls, settings: Any) -> Teacher:
+        """The teacher with random weights of the right shapes, for a dry run without the real ones."""
+        raise TeacherError(
+            f"a teacher of type '{settings.type}' has no random weights", do="leave out --random-weights"
+        )
 
     @property
     @abstractmethod
@@ -93,9 +107,17 @@ class Teacher(ABC):
         """Finished samples from states at t = 1: [B, ...] to points [B, D] or images [B, C, H, W] in [0, 1]."""
         return latents
 
+    def rest(self) -> None:
+        """Lets parts that no velocity needs, such as a decoder, leave the device until they are asked again."""
+        return None
+
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """What distinguishes this teacher from another (content hash, revision): kept in every run."""
+
+    def pinned(self) -> dict[str, Any]:
+        """Settings with which `load` brings these very weights again, such as a resolved revision."""
+        return {}
 
     def to(self, device: torch.device | str) -> Teacher:
         """Moves the weights to a device."""
@@ -114,6 +136,32 @@ class Data(ABC):
     @abstractmethod
     def load(cls, settings: Any, teacher: Teacher | None) -> Data:
         """The data source for a teacher (None: one yet to be trained). Raises TeacherError where files do not fit."""
+
+    def prepare(self, report: Callable[[int, int], None], process: int = 0, processes: int = 1) -> None:
+        """Work that is done once, before training, such as encoding prompts; by default none.
+
+        Every process calls it; each may do its share and is told which that is. Afterwards, once all of them have come
+        so far, `condition` needs no more than what was prepared.
+
+        Args:
+            report: is told how many items are done, and of how many.
+            process: index of this process.
+            processes: number of processes.
+        """
+        return None
+
+    def unprepared(self) -> int:
+        """Items that `prepare` would have to work on."""
+        return 0
+
+    def release(self) -> None:
+        """Lets go of what only `prepare` needs, such as a text encoder."""
+        return None
+
+    @classmethod
+    def stand_in(cls, settings: Any, teacher: Teacher) -> Data:
+        """What a dry run with random weights can use where the source's own files may be missing."""
+        return cls.load(settings, teacher)
 
     @property
     @abstractmethod

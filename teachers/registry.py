@@ -106,6 +106,8 @@ teachers = Registry(
         "gmm": "teachers.gmm:GaussianMixtureTeacher",
         "digits": "teachers.digits:DigitsTeacher",
         "images": "teachers.images:ImagesTeacher",
+        "sana": "teachers.pipelines.sana:SanaTeacher",
+        "diffusers": "teachers.pipelines.family:DiffusersTeacher",
     },
 )
 data = Registry(
@@ -115,6 +117,7 @@ data = Registry(
         "gmm": "teachers.gmm:GaussianMixtureData",
         "digits": "teachers.digits:DigitsData",
         "images": "teachers.images:ImagesData",
+        "prompts": "teachers.prompts.data:PromptData",
     },
 )
 register = teachers.register

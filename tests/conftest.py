@@ -63,6 +63,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the smallest SANA pipeline, with random weights; for reading only."""
+    from teachers.pipelines import tiny
+
+    return tiny.ensure("mfd/sana-tiny", tmp_path_factory.mktemp("pipelines"))
+
+
 Command = Callable[..., "subprocess.Popen[str]"]
 
 

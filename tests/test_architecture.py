@@ -29,7 +29,7 @@ ALLOWED = {
     "mfd_cli.config": {"mfd_cli.errors", *_NAMES},
     "mfd_cli.methods": _BASE,
     "mfd_cli.methods.registry": {"teachers.registry"},
-    "mfd_cli.networks": {"mfd_cli.errors", "mfd_cli.config.schema", "teachers"},
+    "mfd_cli.networks": {"mfd_cli.errors", "mfd_cli.seeds", "mfd_cli.config.schema", "teachers"},
     "mfd_cli.store": {"mfd_cli.errors", "mfd_cli.config.schema", "teachers.weights"},
     "mfd_cli.inference": _LOW,
     "mfd_cli.training": _LOW | {"mfd_cli.inference"},

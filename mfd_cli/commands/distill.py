@@ -18,6 +18,7 @@ def distill(
     resume: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    random_weights: bool = False,
     processes: int | None = None,
     device: str | None = None,
     arguments: Sequence[str] = (),
@@ -30,7 +31,8 @@ def distill(
         overrides: texts of --set.
         resume: continue the run in the folder.
         force: replace the run in the folder.
-        dry_run: build everything, run one update of each kind, write nothing.
+        dry_run: build everything, run updates of each kind, write nothing.
+        random_weights: with `dry_run`, random weights of the right shapes instead of the teacher's.
         processes: ranks to start; one per CUDA device if None.
         device: "cpu" or "cuda".
         arguments: this command's own command line, for ranks to be started with.
@@ -39,6 +41,8 @@ def distill(
     from mfd_cli.training.launch import inside_launch, launch
 
     loaded = load_recipe(recipe, overrides)
+    if random_weights and not dry_run:
+        raise MfdError("--random-weights", allowed="only with --dry-run: a student of random weights is worth nothing")
     if not inside_launch():
         ranks = _ranks(processes, device)
         if ranks > 1 and not dry_run:
@@ -49,8 +53,11 @@ def distill(
     if dry_run:
         from mfd_cli.training.rehearsal import rehearse
 
-        plan = rehearse(loaded, device)
-        console.table(plan.title, ["what", "value"], plan.rows)
+        plan = rehearse(loaded, device, random_weights=random_weights)
+        console.table(plan.title, ["what", "value"], plan.facts)
+        columns = ["phase", "seconds", "times", "in all", "forward passes a sample", "peak memory"]
+        title = "it is tight" if plan.tight else "if it does not fit"
+        console.table("", columns, plan.table(), below=[f"{title}: --set, largest saving first", *plan.advice])
         return 0
     from mfd_cli.training.reporting import Reporter
     from mfd_cli.training.run import distill as run_recipe

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mfd_cli.inference.sampler import Sampler
     from teachers.base import Data, Teacher
 
-_POINTS, _IMAGES = 2000, 20  # samples if --num is left out
+_POINTS = 2000  # samples if --num is left out
 _FORMATS = "a picture (.png), numbers (.npz), or a folder of pictures (no suffix)"
 
 
@@ -33,7 +33,7 @@ def sample(
     prompts: Path | None = None,
     label: Sequence[int] = (),
     guidance: float | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     output: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "fp32",
@@ -50,7 +50,7 @@ def sample(
         prompts: UTF-8 file with one text a line, after those of `prompt`.
         label: class indices, repeated until there are `num`.
         guidance: guidance scale of the teacher if it samples too, else of the student.
-        batch_size: samples computed at once.
+        batch_size: samples computed at once; the family's choice if None.
         output: .png, .npz or a folder; a picture in the run folder (for an export: here) if None.
         device: where to compute.
         dtype: precision that networks compute in: fp32, bf16 or fp16.
@@ -95,7 +95,7 @@ def sample(
     return target
 
 
-def _check_numbers(steps: int | None, num: int | None, batch_size: int, guidance: float | None) -> None:
+def _check_numbers(steps: int | None, num: int | None, batch_size: int | None, guidance: float | None) -> None:
     for flag, value in (("--steps", steps), ("--num", num), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise MfdError(f"{flag} {value}", allowed="at least 1")
@@ -141,8 +141,8 @@ def _asked(
             raise MfdError(f"{flag}: the family '{name}' takes no {wanted}s", allowed=f"'{name}' takes {takes}")
     wanted_items: list[int | str] = [*texts, *labels]
     if not wanted_items:
-        return None, num or (_POINTS if teacher.sample_kind == "points" else _IMAGES)
-    count = num or (len(texts) if texts else max(_IMAGES, len(labels)))
+        return None, num or (_POINTS if teacher.sample_kind == "points" else teacher.shown)
+    count = num or (len(texts) if texts else max(teacher.shown, len(labels)))
     if count < len(wanted_items):
         raise MfdError(
             f"--num {count} for {len(wanted_items)} {'prompts' if texts else 'labels'}",

@@ -24,20 +24,59 @@ def _plain_name(name: str) -> str:
     return name
 
 
+class Lora(Strict):
+    """Adapters of a student with `weights: lora`. The defaults are the published SANA script's."""
+
+    rank: int = Field(64, ge=1, description="Width of an adapter; parameters and optimizer memory grow with it.")
+    alpha: float | None = Field(None, gt=0, description="Adapters are scaled by alpha / rank; null: alpha = rank.")
+    targets: list[str] | None = Field(
+        None, min_length=1, description="Names (or ends of names) of the layers that get one; null: the family's own."
+    )
+
+    @property
+    def scale_alpha(self) -> float:
+        """Alpha with its default filled in."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
 class Student(Strict):
-    """What is trained: a copy of the teacher's network, sampled in `steps` Euler steps."""
+    """What is trained: a network that starts as the teacher, sampled in `steps` Euler steps."""
 
     steps: int = Field(1, ge=1, le=64, description="Steps the student is made for; each is one evaluation at sampling.")
     shift: float = Field(
         1.0, gt=0, description="Time shift of the student's schedule; above 1 moves its steps towards noise."
     )
-    weights: Literal["full"] = Field("full", description="full: every weight is trained.")
+    weights: Literal["full", "lora"] = Field(
+        "full",
+        description="full: every weight, three networks in memory; lora: adapters on one frozen base for all roles.",
+    )
+    lora: Lora | None = Field(None, description="Adapters; only with `weights: lora`.")
+    gradient: Literal["chain", "one-step"] = Field(
+        "chain",
+        description="Students of several steps: chain backpropagates through all of them (activations of N forward "
+        "passes); one-step through one drawn at random, in proportion to its length (activations of one, more noise).",
+    )
+
+    @model_validator(mode="after")
+    def _lora_where_it_belongs(self) -> Student:
+        if self.lora is not None and self.weights != "lora":
+            raise ValueError("lora is given but weights is full; write weights: lora, or leave lora out")
+        return self
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The adapters' settings; None for full weights."""
+        return (self.lora or Lora()) if self.weights == "lora" else None
 
 
 class Optimizer(Strict):
     """One optimizer. The defaults are the published script's."""
 
-    type: Literal["adamw", "adam"] = Field("adamw", description="adam couples weight decay into the gradient.")
+    type: Literal["adamw", "adam", "adamw8bit"] = Field(
+        "adamw",
+        description="adam couples weight decay into the gradient; adamw8bit: moments of one byte each, an eighth to a "
+        "quarter of the memory (extra `8bit`, CUDA).",
+    )
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of the first and second moment, in [0, 1).")
     eps: float = Field(1e-8, gt=0, description="Term that keeps the division by the second moment finite.")
@@ -74,6 +113,9 @@ class Train(Strict):
         1, ge=1, description="Parts a batch is computed in, one after the other: less memory, same gradient."
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and ODE states stay fp32.")
+    checkpointing: bool = Field(
+        False, description="Activations are computed anew in the backward pass: much less memory, about a third slower."
+    )
     ema: float | None = Field(
         0.999, gt=0, lt=1, description="Decay of the averaged student that is saved; null: the raw weights."
     )
@@ -91,6 +133,7 @@ class Log(Strict):
 
     every: int = Field(20, ge=1, description="Student updates between lines of metrics.jsonl.")
     preview_every: int = Field(500, ge=0, description="Updates between previews; 0: first and last only.")
+    preview_num: int | None = Field(None, ge=1, le=1000, description="Samples in a preview; null: the family's choice.")
     checkpoint_every: int = Field(500, ge=0, description="Updates between checkpoints; 0: at the end only.")
     keep: int = Field(2, ge=2, description="Checkpoints kept; the one before the newest is the fallback.")
     trackers: list[Literal["tensorboard", "wandb"]] = Field([], description="Further places metrics go to.")

@@ -45,7 +45,7 @@ def comparison(
     modes: Modes | None = None,
     noise: bool = True,
     target: Tensor | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> Image.Image:
     """A picture of several samplers' samples from the same noise.
 
@@ -57,7 +57,7 @@ def comparison(
         modes: the target's modes, drawn with points.
         noise: whether the noise itself is shown first.
         target: real points [M, D], shown after the noise; ignored for images.
-        batch_size: samples computed at once.
+        batch_size: samples computed at once; the family's choice if None.
 
     Raises:
         MfdError: too many images for one picture, or what `Sampler.sample` refuses.

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mfd_cli.config.load import load_recipe
+from mfd_cli.config.schema import Lora
 from mfd_cli.errors import MfdError
-from mfd_cli.flow import time_grid
+from mfd_cli.flow import time_grid, told_times
+from mfd_cli.networks.roles import share_base
 from mfd_cli.seeds import Stream
 from mfd_cli.solvers import integrate_grid
 from mfd_cli.store.layout import find, run_of
@@ -48,6 +50,7 @@ class Sampler:
         device: where samples are computed.
         evaluations: forward passes so far, one per row.
         dtype: precision that networks compute in (autocast); states and weights stay float32.
+        first_time: earliest time that the network is told (`Teacher.first_time` for students).
     """
 
     name: str
@@ -60,6 +63,7 @@ class Sampler:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     evaluations: Evaluations = field(default_factory=Evaluations)
     dtype: torch.dtype = torch.float32
+    first_time: float = 0.0
 
     def sample(
         self,
@@ -69,7 +73,7 @@ class Sampler:
         seed: int = 0,
         asked: Sequence[int | str] | None = None,
         guidance: float | None = None,
-        batch_size: int = 500,
+        batch_size: int | None = None,
         first: int = 0,
     ) -> Tensor:
         """Decoded samples on the CPU.
@@ -80,7 +84,7 @@ class Sampler:
             seed: sample i has the noise of (seed, i).
             asked: N class indices or prompts; the family's own examples if None.
             guidance: guidance scale; the sampler's own if None.
-            batch_size: samples computed at once; changes nothing but memory and speed.
+            batch_size: samples computed at once, the family's choice if None; changes nothing but memory and speed.
             first: index of the first sample.
 
         Returns:
@@ -96,8 +100,9 @@ class Sampler:
         if wanted and len(wanted) != count:
             raise MfdError(f"{len(wanted)} conditions for {count} samples", allowed="one for each sample")
         parts = []
-        for start in range(0, count, batch_size):
-            size = min(batch_size, count - start)
+        at_once = batch_size or self.teacher.batch_size
+        for start in range(0, count, at_once):
+            size = min(at_once, count - start)
             condition = condition_to(self.teacher.encode(wanted[start : start + size]), self.device)
             noise = self.noise(size, seed=seed, first=first + start)
             parts.append(self.decode(self.generate(noise, condition, steps=steps, guidance=guidance)).cpu())
@@ -114,8 +119,9 @@ class Sampler:
         """States at t = 1 [B, ...] from noise [B, ...] on the sampler's device, by Euler steps."""
         scale = self.guidance if guidance is None else guidance
         velocity = VelocityField(self.teacher, self.network, condition, scale, self.evaluations)
+        grid = time_grid(steps or self.steps, self.shift)
         with self._precision():
-            return integrate_grid(velocity, noise, time_grid(steps or self.steps, self.shift)).end
+            return integrate_grid(velocity, noise, grid, told=told_times(grid, self.first_time)).end
 
     @torch.inference_mode()
     def decode(self, states: Tensor) -> Tensor:
@@ -141,21 +147,42 @@ def load_student(path: str | Path | None = None, *, device: str | torch.device =
         MfdError: nothing usable there, the message says what was found; or no such precision.
     """
     stored = read_student(find(None if path is None else str(path)))
-    config = stored.config
-    teacher = build_adapter(config)
-    network = teacher.build_network()
+    config, student = stored.config, stored.config["student"]
+    if student.get("weights") == "lora":
+        teacher, network = _adapted(config, device)
+    else:
+        teacher = build_adapter(config).to(device)
+        network = teacher.build_network().to(device)
     load_into(network, stored.weights, stored.path)
-    student = config["student"]
     return Sampler(
         "student",
-        teacher.to(device),
-        network.eval().requires_grad_(False).to(device),
+        teacher,
+        network.eval().requires_grad_(False),
         student["steps"],
         student["shift"],
         config=config,
         device=torch.device(device),
         dtype=precision(dtype),
+        first_time=student.get("first_time", 0.0),
     )
+
+
+def _adapted(config: dict[str, Any], device: str | torch.device) -> tuple[Teacher, nn.Module]:
+    """The teacher that a stored adapter was trained on, loaded, and its network under an adapter yet to be filled.
+
+    Raises:
+        MfdError: the teacher's weights are missing, or not those that the adapter was trained on.
+    """
+    adapter = build_adapter(config)
+    teacher = type(adapter).load(adapter.settings)
+    if config["identity"] != teacher.identity():
+        raise MfdError(
+            f"the teacher's weights are not those that this adapter was trained on: {teacher.identity()}",
+            allowed=str(config["identity"]),
+            do="put those weights back: an adapter is worth nothing on others",
+        )
+    lora = Lora.model_validate(config["student"]["lora"])
+    return teacher, share_base(teacher.to(device), lora, ["student"]).networks["student"]
 
 
 def precision(name: str) -> torch.dtype:

@@ -6,7 +6,6 @@ arithmetic, decoding. Outside: loading, encoding of conditions, copies to and fr
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
+from mfd_cli.inference.memory import peak_memory_mb, reset_peak
 from mfd_cli.inference.sampler import Sampler
 from teachers.conditions import Condition
 
@@ -150,8 +150,7 @@ def _warm_up(
     for _ in range(times - 1):
         run.decode(run.generate())
     wait()
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(device)
     before = run.evaluations() if run.evaluations else 0
     run.decode(run.generate())
     wait()
@@ -186,15 +185,3 @@ def _waiter(device: torch.device | str) -> Callable[[], None]:
     if torch.device(device).type == "cpu":
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)
-
-
-def peak_memory_mb(device: torch.device | str) -> float | None:
-    """Largest memory allocated on a CUDA device, or held by this process on a CPU; None where nobody tells."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    if torch.device(device).type != "cpu" or sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, kibibytes elsewhere

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class Batch:
         student: the student's velocity field, unguided, with gradient where the loop wants it.
         auxiliary: the auxiliary's velocity field, unguided.
         teacher: the teacher's velocity field, guided as the recipe says, never with gradient.
+        told: times that the student is told along `grid`; `grid` itself if None.
+        one_step: whether the gradient flows through one step of several instead of the whole chain.
     """
 
     random: Stream
@@ -46,10 +49,33 @@ class Batch:
     student: VelocityField
     auxiliary: VelocityField
     teacher: VelocityField
+    told: Tensor | None = None
+    one_step: bool = False
 
     def generate(self) -> Tensor:
-        """The student's samples X_1 = G(z) [B, *shape]: N Euler steps from fresh noise, one step being z + v(z, 0)."""
-        return integrate_grid(self.student, self.random.normal("z", self.shape), self.grid).end
+        """The student's samples X_1 = G(z) [B, *shape]: N Euler steps from fresh noise, one step being z + v(z, 0).
+
+        With `one_step`, X_1 has the same value, but of its velocities only that of one step k carries a gradient. k is
+        drawn in proportion to the steps' lengths and the gradient divided by that probability, so that in expectation
+        every step is moved along its own length; how it changes the steps after it is left out.
+        """
+        noise = self.random.normal("z", self.shape)
+        if not (self.one_step and len(self.grid) > 2 and torch.is_grad_enabled()):
+            return integrate_grid(self.student, noise, self.grid, told=self.told).end
+        return self._through_one_step(noise)
+
+    def _through_one_step(self, state: Tensor) -> Tensor:
+        told = (self.grid if self.told is None else self.told).to(state.device)
+        lengths = self.grid.diff().to(state.device)
+        drawn = self.random.shared("gradient step")  # one for the whole batch, on every process
+        chosen = min(int((lengths.cumsum(0) / lengths.sum() <= drawn).sum()), len(lengths) - 1)
+        carrier = state
+        for step, length in enumerate(lengths):
+            with torch.set_grad_enabled(step == chosen):
+                velocity = self.student(state, told[step].expand(len(state)))
+            state = state + length * velocity.detach()
+            carrier = velocity if step == chosen else carrier
+        return state + lengths.sum() * (carrier - carrier.detach())
 
 
 @dataclass(frozen=True)

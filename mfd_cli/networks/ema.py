@@ -17,10 +17,11 @@ class AveragedNetwork:
     Args:
         network: the network to follow; its present weights are the starting point.
         decay: weight of the past, in (0, 1).
+        place: a network of the same parameters to keep the average in; a copy if None.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: nn.Module, decay: float, place: nn.Module | None = None) -> None:
+        self.network = (copy.deepcopy(network) if place is None else place).eval().requires_grad_(False)
         self.decay = decay
         self._averaged, self._followed = _tensors(self.network), _tensors(network)
         self._buffers = list(network.buffers())

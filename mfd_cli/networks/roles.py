@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from mfd_cli.config.schema import Lora
 from mfd_cli.config.schema import Optimizer as OptimizerSettings
+from mfd_cli.errors import MfdError
 from mfd_cli.networks.ema import AveragedNetwork
+from mfd_cli.networks.lora import SharedBase, enable_checkpointing
 from teachers.base import Teacher
 
 
@@ -75,39 +80,90 @@ def build_roles(
     aux_updates: int,
     ema: float | None,
     device: torch.device,
+    lora: Lora | None = None,
+    checkpointing: bool = False,
 ) -> Roles:
     """Student and auxiliary, both starting as the teacher, with their optimizers.
 
     Args:
-        teacher: a loaded teacher.
+        teacher: a loaded teacher, on the device.
         student: the student's optimizer settings.
         auxiliary: the auxiliary's.
-        seed: the recipe's seed, for a start that has to be fitted.
+        seed: the recipe's seed, for a start that has to be fitted and for adapters.
         updates: student updates of the whole run.
         aux_updates: auxiliary updates per student update.
         ema: decay of the averaged student, None for no average.
         device: where the networks live.
+        lora: adapters on the teacher's own network instead of copies of it; None trains every weight.
+        checkpointing: whether activations are computed anew in the backward pass.
+
+    Raises:
+        MfdError: the network takes no such adapters, or cannot compute activations anew.
     """
-    first = teacher.initial_network(seed).to(device)
-    second = copy.deepcopy(first)
+    place = None
+    if lora is None:
+        first = teacher.initial_network(seed).to(device)
+        second = copy.deepcopy(first)
+        if checkpointing:
+            for network in (first, second):
+                enable_checkpointing(network)
+    else:
+        shared = share_base(teacher, lora, ["student", "aux", *(["ema"] if ema is not None else [])], seed=seed)
+        first, second, place = shared.networks["student"], shared.networks["aux"], shared.networks.get("ema")
+        if checkpointing:
+            shared.checkpoint_activations()
     return Roles(
         Role("student", first, build_optimizer(first, student), student, updates, first),
         Role("aux", second, build_optimizer(second, auxiliary), auxiliary, updates * aux_updates, second),
-        AveragedNetwork(first, ema) if ema is not None else None,
+        AveragedNetwork(first, ema, place) if ema is not None else None,
     )
+
+
+def share_base(teacher: Teacher, lora: Lora, names: Sequence[str], *, seed: int = 0) -> SharedBase:
+    """Adapters of these names on a loaded teacher's network, which stays the teacher.
+
+    Raises:
+        MfdError: neither the recipe nor the family says which layers get adapters, or there are no such layers.
+    """
+    targets = lora.targets or list(teacher.lora_targets)
+    if not targets:
+        raise MfdError(
+            f"student.weights: lora on a teacher of type '{teacher.settings.type}', which names no layers for adapters",
+            do="name them with student.lora.targets",
+        )
+    assert teacher.network is not None, "load the teacher first"
+    return SharedBase(teacher.network, rank=lora.rank, alpha=lora.scale_alpha, targets=targets, names=names, seed=seed)
 
 
 def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer of a settings block over a network's trainable parameters."""
+    """The optimizer of a settings block over a network's trainable parameters.
+
+    Raises:
+        MfdError: 8-bit AdamW without its package, or without a CUDA device.
+    """
+    trained = [value for value in network.parameters() if value.requires_grad]
+    shared = {
+        "lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay
+    }  # fmt: skip
+    if settings.type == "adamw8bit":
+        return _adamw_8bit(trained[0].device)(trained, **shared)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.type]
-    return kind(
-        [value for value in network.parameters() if value.requires_grad],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    return kind(trained, **shared, fused=True)
+
+
+def _adamw_8bit(device: torch.device) -> Any:
+    """The class of AdamW whose moments take a byte each (Dettmers et al. 2021, arXiv 2110.02861)."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MfdError(
+            "optim type adamw8bit: bitsandbytes is not installed",
+            allowed="adamw, adam",
+            do="pip install 'mfd[8bit]'",
+        ) from error
+    if device.type != "cuda":
+        raise MfdError(f"optim type adamw8bit on {device.type}: needs a CUDA device", allowed="adamw, adam")
+    return AdamW8bit
 
 
 def learning_rate(settings: OptimizerSettings, done: int, updates: int) -> float:

@@ -50,11 +50,18 @@ class Batches:
 
     def part(self, step: int, part: int) -> tuple[Stream, Condition]:
         """Random stream and condition of this process's rows in one part of one step."""
-        first = (part * self.processes + self.process) * self.rows
-        position = step * self.batch_size + first
+        first = self._first(part)
+        return Stream(self.seed, step, first, self.rows, self.device), self.condition(step, part)
+
+    def condition(self, step: int, part: int) -> Condition:
+        """The condition alone."""
+        position = step * self.batch_size + self._first(part)
         if self.data.size is None:
             items = torch.arange(position, position + self.rows)
         else:
             items = order(self.seed, self.data.size, position, self.rows)
-        condition = conditions.to(self.data.condition(items), self.device)
-        return Stream(self.seed, step, first, self.rows, self.device), condition
+        return conditions.to(self.data.condition(items), self.device)
+
+    def _first(self, part: int) -> int:
+        """Place in the step's batch of the first of this process's rows."""
+        return (part * self.processes + self.process) * self.rows

@@ -9,10 +9,12 @@ from mfd_cli.inference.sampler import Sampler
 from teachers.base import Data, TeacherError
 
 _SEED = 0  # the same in every preview, so that pictures of different updates can be laid side by side
-_COUNT = {"images": 20, "points": 2000}
+_POINTS = 2000
 
 
-def save_preview(path: Path, teacher: Sampler, student: Sampler, data: Data, update: int) -> None:
+def save_preview(
+    path: Path, teacher: Sampler, student: Sampler, data: Data, update: int, num: int | None = None
+) -> None:
     """Draws teacher (its own steps and the student's) and student from the same noise.
 
     Args:
@@ -21,8 +23,9 @@ def save_preview(path: Path, teacher: Sampler, student: Sampler, data: Data, upd
         student: the student as it would be saved now.
         data: for the target's modes and, with points, its samples.
         update: student updates done, kept in the picture's metadata.
+        num: samples shown; the family's choice if None.
     """
-    count = _COUNT[teacher.teacher.sample_kind]
+    count = num or (_POINTS if teacher.teacher.sample_kind == "points" else teacher.teacher.shown)
     target = None
     if teacher.teacher.sample_kind == "points":
         try:

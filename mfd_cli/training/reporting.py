@@ -12,6 +12,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """Something worth knowing."""
 
+    def preparing(self, title: str, items: int, done: int) -> None:
+        """Work before training begins, or continues after `done` of `items`; `stepped` and `ended` follow."""
+
     def started(self, title: str, updates: int, done: int) -> None:
         """Training begins, or continues after `done` updates."""
 

@@ -63,6 +63,7 @@ def distill(
         reporter.note(f"{plan.run.root}: this run is finished; nothing to do")
         return plan.run
     workshop = build(loaded, device)
+    _prepare(workshop, reporter)
     with _writing(plan, workshop, reporter) as session:
         session.train()
         session.finish()
@@ -209,7 +210,9 @@ class Session:
         if self.main:
             path = self.run.previews / f"update-{self.trainer.update:06d}.png"
             teacher, student = self.workshop.samplers()
-            save_preview(path, teacher, student, self.workshop.data, self.trainer.update)
+            num = self.workshop.recipe.log.preview_num
+            save_preview(path, teacher, student, self.workshop.data, self.trainer.update, num)
+            self.workshop.teacher.rest()
             self.reporter.saved("preview", path)
 
     def _closing_report(self) -> dict[str, Any] | None:
@@ -255,6 +258,26 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
             raise
         finally:
             session.close()
+
+
+def _prepare(workshop: Workshop, reporter: Reporter) -> None:
+    """Lets the data source do what it does once before training, each process its share."""
+    began = False
+
+    def report(done: int, total: int) -> None:
+        nonlocal began
+        if not began:
+            reporter.preparing("prepare data", total, done)
+            began = True
+        reporter.stepped(done, 0.0)
+
+    accelerator = workshop.accelerator
+    try:
+        workshop.data.prepare(report, accelerator.process_index, accelerator.num_processes)
+    finally:
+        if began:
+            reporter.ended()
+    accelerator.wait_for_everyone()
 
 
 def _require_same_teacher(run: RunFolder, teacher: Teacher) -> None:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mfd_cli.config.schema import RecipeBase
-from mfd_cli.flow import time_grid
+from mfd_cli.flow import time_grid, told_times
 from mfd_cli.methods.base import Batch, Loss, Method
 from mfd_cli.networks.roles import Role, Roles
 from mfd_cli.seeds import key
@@ -187,6 +187,8 @@ class Trainer:
             random=random,
             shape=teacher.sample_shape,
             grid=self._grid,
+            told=told_times(self._grid, teacher.first_time),
+            one_step=self.recipe.student.gradient == "one-step",
             student=VelocityField(teacher, student, condition, evaluations=self._counts["student"]),
             auxiliary=VelocityField(teacher, auxiliary, condition, evaluations=self._counts["aux"]),
             teacher=VelocityField(

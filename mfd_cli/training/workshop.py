@@ -57,21 +57,31 @@ class Workshop:
             "ema": recipe.train.ema,
             "student": {
                 "steps": recipe.student.steps, "shift": recipe.student.shift, "sampler": "euler", "grid": grid.tolist(),
-                "weights": recipe.student.weights,
+                "weights": recipe.student.weights, "lora": self._adapters(), "first_time": self.teacher.first_time,
             },
-            "teacher": resolved["teacher"],
+            "teacher": resolved["teacher"] | self.teacher.pinned(),
             "architecture": self.teacher.architecture,
             "identity": self.teacher.identity(),
             "data": resolved["data"],
             "recipe": resolved,
         }  # fmt: skip
 
+    def _adapters(self) -> dict[str, Any] | None:
+        """The student's adapters with every default filled in; None for full weights."""
+        lora = self.recipe.student.adapters
+        if lora is None:
+            return None
+        return {
+            "rank": lora.rank, "alpha": lora.scale_alpha, "targets": lora.targets or list(self.teacher.lora_targets)
+        }  # fmt: skip
+
     def samplers(self) -> tuple[Sampler, Sampler]:
         """The teacher, and the student as it would be saved now."""
         device, student = self.accelerator.device, self.recipe.student
         return teacher_sampler(self.teacher, device), Sampler(
-            "student", self.teacher, self.roles.final(), student.steps, student.shift, device=device
-        )
+            "student", self.teacher, self.roles.final(), student.steps, student.shift, device=device,
+            first_time=self.teacher.first_time,
+        )  # fmt: skip
 
     def bytes_needed(self) -> int:
         """Bytes that checkpoints and student need on disk: weights of three roles and two moments of two of them."""
@@ -79,8 +89,13 @@ class Workshop:
         return 7 * weights * (self.recipe.log.keep + 1) + weights
 
 
-def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
+def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bool = False) -> Workshop:
     """Loads the teacher and its data and builds the roles.
+
+    Args:
+        loaded: the recipe.
+        device: "cpu" or "cuda"; what Accelerate finds if None.
+        random_weights: whether the teacher gets random weights of the right shapes (a dry run without its own).
 
     Raises:
         MfdError: the device does not exist or does not suit the recipe.
@@ -97,8 +112,10 @@ def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
     # Accelerate keeps the first device and precision of a process for good; a second run may want others
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
-    teacher = teacher_registry.get(recipe.teacher.type).load(recipe.teacher)  # type: ignore[attr-defined]
-    data = data_registry.get(recipe.data.type).load(recipe.data, teacher)  # type: ignore[attr-defined]
+    family: Any = teacher_registry.get(recipe.teacher.type)
+    source: Any = data_registry.get(recipe.data.type)
+    teacher = (family.random if random_weights else family.load)(recipe.teacher)
+    data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
     batches = Batches(
         data, recipe.seed, recipe.train.batch_size, recipe.train.accumulation,
         accelerator.process_index, accelerator.num_processes, accelerator.device,
@@ -106,6 +123,6 @@ def build(loaded: LoadedRecipe, device: str | None = None) -> Workshop:
     roles = build_roles(
         teacher.to(accelerator.device), recipe.optim.student, recipe.optim.aux, seed=recipe.seed,
         updates=recipe.train.updates, aux_updates=recipe.method.aux_updates, ema=recipe.train.ema,
-        device=accelerator.device,
+        device=accelerator.device, lora=recipe.student.adapters, checkpointing=recipe.train.checkpointing,
     )  # fmt: skip
     return Workshop(loaded, accelerator, teacher, data, roles, batches)

@@ -1,0 +1,1 @@
+"""Teachers that are pipelines of diffusers: SANA and other flow-matching models."""

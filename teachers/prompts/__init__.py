@@ -1,0 +1,1 @@
+"""Text conditions: prompt files, their embeddings computed once, and the teachers that take them."""
