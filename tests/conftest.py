@@ -63,6 +63,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache folder of the tests' own, also in processes that tests start."""
+    os.environ["MFD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the smallest SANA pipeline, with random weights; for reading only."""

@@ -14,11 +14,11 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from teachers.errors import TeacherError
+from teachers.pipelines.quiet import quiet
 
 
 class Size(NamedTuple):
@@ -120,7 +120,7 @@ def _write_whole(size: Size, folder: Path, seed: int) -> None:
     aside = _aside(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _without_progress_bars():
+        with quiet():
             _pipeline(size, seed).save_pretrained(aside, safe_serialization=True)
         _put(aside, folder)
     except (OSError, SafetensorError) as error:
@@ -144,20 +144,6 @@ def _put(aside: Path, folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(damaged, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """A build takes a moment; the bar that transformers draws for it would litter the command line's stderr."""
-    from transformers.utils import logging
-
-    drawn = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if drawn:
-            logging.enable_progress_bar()
 
 
 def _aside(folder: Path) -> Path:
