@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,9 +162,9 @@ def benchmark(
 def export(
     run: Run = None,
     safetensors: Annotated[bool, typer.Option("--safetensors", help="One self-describing file (the default).")] = False,
-    diffusers: Annotated[bool, typer.Option("--diffusers", help="A diffusers pipeline folder.")] = False,
-    lora: Annotated[bool, typer.Option("--lora", help="The adapter alone.")] = False,
-    merged: Annotated[bool, typer.Option("--merged", help="A pipeline with the adapter merged in.")] = False,
+    diffusers: Annotated[bool, typer.Option("--diffusers", help="A pipeline folder that diffusers opens.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="The adapter alone, for load_lora_weights.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="That pipeline, of a student with an adapter.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="An ONNX graph.")] = False,
     dtype: Dtype = "fp32",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; RUN/export if left out.")] = None,
@@ -274,6 +275,7 @@ def teachers_train(
 
 def main() -> None:
     """Runs the command line and exits with the contract's codes."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = app(_common_first(sys.argv[1:]), standalone_mode=False)
     except MfdError as error:
@@ -289,6 +291,14 @@ def main() -> None:
     except Exception as error:
         sys.exit(_unexpected(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    """Warnings of mfd and of plugins in one line; those of libraries, about their own future, only with --debug."""
+    if category is UserWarning:
+        console.warn(str(message))
+    elif "--debug" in sys.argv:
+        console.warn(f"{filename}: {category.__name__}: {message}")
 
 
 def _common_first(arguments: list[str]) -> list[str]:

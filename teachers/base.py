@@ -46,6 +46,8 @@ class Teacher(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ()
     #: earliest time the family's networks know; a student is told times from here to 1 instead of from 0
     first_time: ClassVar[float] = 0.0
+    #: whether guidance is an input of the network, set by `settings.guidance`, instead of two evaluations of it
+    guidance_embedded: bool = False
     #: samples that a picture shows, and samples computed at once, unless asked otherwise
     shown: ClassVar[int] = 20
     batch_size: ClassVar[int] = 500
@@ -95,6 +97,10 @@ class Teacher(ABC):
         """The unconditional counterpart of a batch's condition, same shapes; None if the family has none."""
         return None
 
+    def guide(self, unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
+        """The guided velocity [B, ...] of its two branches: classifier-free guidance unless a family does otherwise."""
+        return torch.lerp(unconditional, conditional, guidance)
+
     def encode(self, asked: Sequence[int | str]) -> Condition:
         """The condition of a list of class indices or prompts. Raises TeacherError for what does not exist."""
         return {}
@@ -131,6 +137,11 @@ class Data(ABC):
 
     #: subclass of teachers.settings.Settings: the recipe keys of this source
     Settings: ClassVar[type] = Settings
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Raises TeacherError for files that are missing, before a teacher is loaded, which may take long."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -53,9 +53,9 @@ def distill(
     if dry_run:
         from mfd_cli.training.rehearsal import rehearse
 
-        plan = rehearse(loaded, device, random_weights=random_weights)
+        plan = rehearse(loaded, device, random_weights=random_weights, say=console.note)
         console.table(plan.title, ["what", "value"], plan.facts)
-        columns = ["phase", "seconds", "times", "in all", "forward passes a sample", "peak memory"]
+        columns = ["phase", "seconds", "count", "in all", "forward passes a sample", "peak memory"]
         title = "it is tight" if plan.tight else "if it does not fit"
         console.table("", columns, plan.table(), below=[f"{title}: --set, largest saving first", *plan.advice])
         return 0

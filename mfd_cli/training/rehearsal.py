@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,6 +20,7 @@ from mfd_cli.store.files import free_bytes, human
 from mfd_cli.store.layout import RUNS
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.folder import describe
+from mfd_cli.training.savings import out_of_memory, savings
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import Workshop, build
 from teachers.conditions import Condition
@@ -61,6 +62,7 @@ class Rehearsal:
         phases: measured parts.
         advice: what to change if it does not fit, the largest saving first.
         tight: whether the memory is nearly used up.
+        say: is told what is being measured.
     """
 
     title: str
@@ -68,6 +70,7 @@ class Rehearsal:
     phases: list[Phase] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     tight: bool = False
+    say: Callable[[str], None] = lambda text: None
 
     def table(self) -> list[list[Any]]:
         """A row for each phase."""
@@ -81,19 +84,26 @@ class Rehearsal:
         ]  # fmt: skip
 
 
-def rehearse(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bool = False) -> Rehearsal:
+def rehearse(
+    loaded: LoadedRecipe,
+    device: str | None = None,
+    *,
+    random_weights: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Rehearsal:
     """Builds what a recipe names, runs updates of each kind and a preview, and tells what the run will cost.
 
     Args:
         loaded: the recipe.
         device: "cpu" or "cuda"; what Accelerate finds if None.
         random_weights: whether the teacher gets random weights of the right shapes instead of its own.
+        say: is told what is being measured.
 
     Raises:
         MfdError: what would stop the run itself, memory that does not suffice among it.
     """
-    result = Rehearsal(describe(loaded.recipe), advice=savings(loaded.recipe))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    result = Rehearsal(describe(loaded.recipe), advice=savings(loaded.recipe), say=say)
+    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     with _measured(result, "load", 1, place):
         workshop = build(loaded, device, random_weights=random_weights)
     _measure_data(result, workshop)
@@ -104,39 +114,11 @@ def rehearse(loaded: LoadedRecipe, device: str | None = None, *, random_weights:
     student = loaded.recipe.train.updates
     _measure_update(result, workshop, trainer, "auxiliary update", 0, student * loaded.recipe.method.aux_updates)
     _measure_update(result, workshop, trainer, "student update", trainer.cycle - 1, student)
-    with _measured(result, "preview picture", _previews(loaded.recipe), place):
-        _preview(workshop)
+    _measure_preview(result, workshop)
     result.facts = _facts(workshop, result)
     peak, total = max((phase.peak_mb or 0 for phase in result.phases), default=0), total_memory_mb(place)
     result.tight = total is not None and peak > _TIGHT * total
     return result
-
-
-def savings(recipe: Any) -> list[str]:
-    """Settings that would save memory and are not used yet, the largest saving first."""
-    train, student, teacher = recipe.train, recipe.student, recipe.teacher
-    found = []
-    if student.weights == "full":
-        found.append("student.weights=lora: adapters on one frozen network instead of three networks with optimizers")
-    if train.batch_size > train.accumulation:
-        found.append(f"train.accumulation={train.batch_size}: the same batch in parts of one sample, slower")
-    if not train.checkpointing:
-        found.append("train.checkpointing=true: activations computed anew, about a third slower")
-    if student.steps > 1 and student.gradient == "chain":
-        found.append(f"student.gradient=one-step: activations of one step instead of {student.steps}, noisier")
-    if getattr(teacher, "dtype", None) == "fp32":
-        found.append("teacher.dtype=bf16: half the memory for frozen weights")
-    if train.precision == "fp32":
-        found.append("train.precision=bf16: half the memory for most activations")
-    if "adamw8bit" not in (recipe.optim.student.type, recipe.optim.aux.type):
-        found.append("optim.student.type=adamw8bit and optim.aux.type=adamw8bit: a quarter of the optimizers' memory")
-    if student.adapters is not None and student.adapters.rank > 16:
-        found.append(f"student.lora.rank={student.adapters.rank // 2}: half the memory for adapters and optimizers")
-    if getattr(teacher, "resolution", None) is not None or hasattr(teacher, "vae_tiling"):
-        found.append("teacher.resolution: half the side is a quarter of the activations")
-    if train.ema is not None:
-        found.append("train.ema=null: one copy of the trained weights less")
-    return found
 
 
 def duration(seconds: float) -> str:
@@ -158,17 +140,14 @@ def _measured(result: Rehearsal, name: str, count: int, device: torch.device) ->
     Raises:
         MfdError: the device's memory does not suffice.
     """
+    result.say(f"measuring: {name}")
     fresh = reset_peak(device)
     began = time.perf_counter()
     try:
         yield
     except torch.OutOfMemoryError as error:
-        total = total_memory_mb(device)
-        size = f" of {human(total * 1e6)}" if total else ""
-        raise MfdError(
-            f"out of memory{size} on {device_name(device)} in: {name}",
-            do="change with --set, largest saving first:\n  " + "\n  ".join(result.advice),
-        ) from error
+        problem = out_of_memory(name, device, result.advice)
+        raise MfdError(problem.found, do=problem.do) from error
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     peak = peak_memory_mb(device) if fresh or not result.phases else None
@@ -230,12 +209,19 @@ def _shown(workshop: Workshop) -> int:
     return workshop.recipe.log.preview_num or workshop.teacher.shown
 
 
-def _preview(workshop: Workshop) -> None:
-    """What a preview computes: teacher and student on the same noise, decoded."""
+def _measure_preview(result: Rehearsal, workshop: Workshop) -> None:
+    """What a preview computes: teacher and student on the same noise, decoded. One sample in one step stands for all
+    where updates are slow.
+    """
     teacher, student = workshop.samplers()
-    for sampler, steps in ((teacher, teacher.steps), (teacher, student.steps), (student, student.steps)):
-        sampler.sample(_shown(workshop), steps=steps)
+    rows = ((teacher, teacher.steps), (teacher, student.steps), (student, student.steps))
+    slow = max(phase.seconds for phase in result.phases[1:]) > _SLOW
+    with _measured(result, "preview picture", _previews(workshop.recipe), workshop.accelerator.device):
+        for sampler, steps in rows[1:2] if slow else rows:
+            sampler.sample(1 if slow else _shown(workshop), steps=1 if slow else steps)
     workshop.teacher.rest()
+    if slow:
+        result.phases[-1].seconds *= _shown(workshop) * sum(steps for _, steps in rows)
 
 
 def _facts(workshop: Workshop, result: Rehearsal) -> list[list[Any]]:

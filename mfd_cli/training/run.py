@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mfd_cli.config.load import LoadedRecipe, dump, load_recipe
 from mfd_cli.errors import Interrupted, MfdError, RunStopped
 from mfd_cli.inference.benchmark import closing_report
@@ -21,6 +23,7 @@ from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remov
 from mfd_cli.training.previews import save_preview
 from mfd_cli.training.record import facts, now
 from mfd_cli.training.reporting import Reporter
+from mfd_cli.training.savings import out_of_memory, savings
 from mfd_cli.training.signals import EXIT_CODES, StopRequest
 from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers
 from mfd_cli.training.trainer import Trainer
@@ -149,6 +152,13 @@ class Session:
         self.workshop.accelerator.wait_for_everyone()
         self.workshop.accelerator.end_training()
 
+    def out_of_memory(self) -> RunStopped:
+        """The error of a device whose memory did not suffice; the last checkpoint is good."""
+        trainer, workshop = self.trainer, self.workshop
+        role = "student" if trainer.inside == trainer.cycle - 1 else "auxiliary"
+        where = f"{role} update after {trainer.update} student updates, or a preview"
+        return out_of_memory(where, workshop.accelerator.device, savings(workshop.recipe))
+
     def closed(self, status: str, reason: str | None = None) -> None:
         """Records how a run ended that did not finish."""
         if self.main:
@@ -253,6 +263,10 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
         except RunStopped as error:
             session.closed("stopped", error.found)
             raise
+        except torch.OutOfMemoryError as error:
+            stopped = session.out_of_memory()
+            session.closed("stopped", stopped.found)
+            raise stopped from error
         except BaseException as error:
             session.closed("failed", f"{type(error).__name__}: {error}")
             raise

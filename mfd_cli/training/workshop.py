@@ -114,6 +114,8 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
     family: Any = teacher_registry.get(recipe.teacher.type)
     source: Any = data_registry.get(recipe.data.type)
+    if not random_weights:
+        source.check(recipe.data)
     teacher = (family.random if random_weights else family.load)(recipe.teacher)
     data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
     batches = Batches(

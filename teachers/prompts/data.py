@@ -17,7 +17,7 @@ from teachers.conditions import Condition
 from teachers.errors import TeacherError
 from teachers.prompts.cache import EmbeddingCache, cache_home
 from teachers.prompts.contract import PromptTeacher, Row
-from teachers.prompts.files import DIGEST, Format, PromptFile, text_digest
+from teachers.prompts.files import DIGEST, Format, PromptFile, require_file, text_digest
 from teachers.settings import Settings
 
 _SHARD_ROWS = 256  # prompts that a killed process loses at most
@@ -68,6 +68,12 @@ class PromptData(Data):
         self._cache = EmbeddingCache(folder, teacher.encoding())
         self._state: Literal["loaded", "indexed", "prepared"] = "loaded"
         self._direct: dict[int, Row] = {}
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Refuses a prompt file that is not there."""
+        if settings.path is not None:
+            require_file(Path(settings.path).expanduser())
 
     @classmethod
     def load(cls, settings: Any, teacher: Teacher | None) -> PromptData:

@@ -132,12 +132,21 @@ class PromptFile:
         warnings.warn(f"{found}. They are left out.", stacklevel=4)
 
     def _opened(self) -> BinaryIO:
-        try:
-            return open(self.path, "rb")
-        except OSError as error:
-            found = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
-            reason = found.get(type(error), error.strerror)
-            raise TeacherError(f"{self.path}: {reason}", allowed=self._allowed, do="check data.path") from error
+        return _opened(self.path, self._allowed)
+
+
+def require_file(path: Path) -> None:
+    """Raises TeacherError unless there is a file that can be read; nothing of it is looked at."""
+    _opened(path, "a file of prompts, one item a line").close()
+
+
+def _opened(path: Path, allowed: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        found = {FileNotFoundError: "no such file", IsADirectoryError: "is a folder"}
+        reason = found.get(type(error), error.strerror)
+        raise TeacherError(f"{path}: {reason}", allowed=allowed, do="check data.path") from error
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

@@ -74,7 +74,7 @@ stduent: 1
         "9 mistakes in demo.yaml",
         'demo.yaml:2: teacher.depth: is "3"; allowed: a whole number',
         "demo.yaml:3: student.steps: is 0; allowed: at least 1",
-        "demo.yaml:3: student.weights: is \"ful\"; allowed: 'full'; did you mean 'full'?",
+        "demo.yaml:3: student.weights: is \"ful\"; allowed: 'full' or 'lora'; did you mean 'full'?",
         "demo.yaml:4: method.type: unknown method 'pear'; registered: diff-instruct, mfd, pair, point; did you",
         "demo.yaml:4: method.aux_updates: 010 has leading zeros",
         'demo.yaml:6: optim.student.lr: is "on"; allowed: a number',

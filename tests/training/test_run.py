@@ -18,7 +18,6 @@ from mfd_cli.store.checkpoint import newest_valid
 from mfd_cli.store.layout import RunFolder, find
 from mfd_cli.store.student import read_student
 from mfd_cli.training import tracking
-from mfd_cli.training.rehearsal import rehearse
 from mfd_cli.training.run import distill
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import build
@@ -171,16 +170,6 @@ def test_only_the_role_whose_turn_it_is_learns() -> None:
         trainer.step()
         student = inside == trainer.cycle - 1
         assert moved(before) == [student, not student, student, False]
-
-
-def test_a_dry_run_writes_nothing() -> None:
-    before = set(Path().rglob("*"))
-    plan = rehearse(load_recipe("tiny.yaml"))
-    assert set(Path().rglob("*")) == before
-    shown = {row[0]: row[1] for row in plan.rows}
-    # 3 generations of the student, 2 solver steps and 2 evaluations of the auxiliary, 2 of the teacher
-    assert shown["forward passes per sample and student update"] == "9 (student 3, aux 4, teacher 2)"
-    assert "6 student updates of 16 samples" in plan.title
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "gpu", "cpu:1"])
