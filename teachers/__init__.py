@@ -10,18 +10,19 @@ if TYPE_CHECKING:
     from teachers.conditions import Condition
     from teachers.errors import MfdError, RegistryError, TeacherError
     from teachers.guidance import VelocityField
+    from teachers.prompts.contract import PromptTeacher
     from teachers.registry import register, register_data
     from teachers.settings import Settings, Strict, TeacherSettings
 
 _HOMES = {
     "Data": "base", "Modes": "base", "Teacher": "base", "MfdError": "errors", "TeacherError": "errors",
     "Settings": "settings", "Strict": "settings", "TeacherSettings": "settings", "Condition": "conditions",
-    "VelocityField": "guidance",
+    "VelocityField": "guidance", "PromptTeacher": "prompts.contract",
     "RegistryError": "errors", "register": "registry", "register_data": "registry",
 }  # fmt: skip
 __all__ = [
-    "Condition", "Data", "MfdError", "Modes", "RegistryError", "Settings", "Strict", "Teacher", "TeacherError",
-    "TeacherSettings", "VelocityField", "register", "register_data",
+    "Condition", "Data", "MfdError", "Modes", "PromptTeacher", "RegistryError", "Settings", "Strict", "Teacher",
+    "TeacherError", "TeacherSettings", "VelocityField", "register", "register_data",
 ]  # fmt: skip
 
 

@@ -126,10 +126,18 @@ class Teacher(ABC):
         return {}
 
     def to(self, device: torch.device | str) -> Teacher:
-        """Moves the weights to a device."""
-        if self.network is not None:
-            self.network.to(device)
+        """Moves the weights to a device; those that are there already stay where they are."""
+        place = torch.device(device)
+        if self.network is not None and not all(_is_on(value, place) for value in self.network.state_dict().values()):
+            self.network.to(place)
         return self
+
+
+def _is_on(value: Any, device: torch.device) -> bool:
+    """Whether a tensor is on a device; cpu:0, which multi-process jobs speak of, is the cpu."""
+    if not isinstance(value, Tensor) or value.device.type != device.type:
+        return not isinstance(value, Tensor)
+    return device.type == "cpu" or device.index in (None, value.device.index)
 
 
 class Data(ABC):

@@ -327,7 +327,7 @@ def _null(case: Case) -> Iterator[Finding]:
         yield Finding("guidance", False, "the condition changes nothing: both branches are equal", contract)
         return
     exact = torch.equal(guided[1.0], conditional) and torch.equal(guided[0.0], unconditional)
-    gap = case.differ(guided[2.5], unconditional + 2.5 * (conditional - unconditional))
+    gap = case.differ(guided[2.5], case.teacher.guide(unconditional, conditional, 2.5))
     what = f"scales 0 and 1 are {'' if exact else 'not '}the two branches; scale 2.5 is off by {gap:.2g} x rounding"
     yield Finding("guidance", exact and gap <= 5, what, contract)
 

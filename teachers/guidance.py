@@ -5,7 +5,11 @@ Classifier-free guidance with scale w (Ho and Salimans 2022, arXiv 2207.12598), 
     u_w(x, t | c) = u(x, t | null) + w (u(x, t | c) - u(x, t | null))
 
 w = 1 is the conditional branch and w = 0 the unconditional one, exactly and at the cost of one evaluation; any other
-scale evaluates both branches in one call, the unconditional half first.
+scale evaluates both branches in one call, the unconditional half first, and `Teacher.guide` puts them together.
+
+A model that was distilled to be told w (`Teacher.guidance_embedded`) is evaluated once: w is an input, which
+`Teacher.velocity` sets to the recipe's `teacher.guidance` for every network. So a student of it starts as the guided
+teacher, and keeps being told the same number.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ class VelocityField:
         evaluations: counter to add to; a new one if None.
 
     Raises:
-        TeacherError: guidance other than 1 for a family without a null condition.
+        TeacherError: guidance other than 1 for a family without a null condition, or other than the recipe's where it
+            is an input.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class VelocityField:
         evaluations: Evaluations | None = None,
         _null: Condition | None = None,
     ) -> None:
+        guidance = _own_guidance(teacher, guidance) if teacher.guidance_embedded else guidance
         self._teacher, self._network, self._guidance = teacher, network, guidance
         self._condition, self._null = condition, _null
         self.evaluations = Evaluations() if evaluations is None else evaluations
@@ -75,7 +81,7 @@ class VelocityField:
         pair = conditions.stack(self._null, self._condition)  # type: ignore[arg-type]
         both = self._teacher.velocity(self._network, torch.cat([x, x]), torch.cat([t, t]), pair)
         unconditional, conditional = _widen(both).chunk(2)
-        return torch.lerp(unconditional, conditional, self._guidance)
+        return self._teacher.guide(unconditional, conditional, self._guidance)
 
     def rows(self, index: Tensor | slice) -> VelocityField:
         """The same field for the selected rows; its evaluations count towards the same counter."""
@@ -88,6 +94,18 @@ class VelocityField:
             self.evaluations,
             null,
         )
+
+
+def _own_guidance(teacher: Teacher, guidance: float) -> float:
+    """The scale of the two branches where guidance is an input: 1, which is one evaluation."""
+    own = teacher.settings.guidance
+    if guidance not in (1.0, own):
+        raise TeacherError(
+            f"guidance {guidance:g} asked of a model that takes guidance as an input, which is {own:g} here",
+            allowed=f"{own:g}, the recipe's teacher.guidance",
+            do="change teacher.guidance to sample the teacher with another; a student keeps the one it was made with",
+        )
+    return 1.0
 
 
 def _widen(velocity: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`mfd export`: a student as one file that others can use."""
+"""`mfd export`: a student in forms that others can use, each checked in a fresh process."""
 
 from __future__ import annotations
 
@@ -23,49 +23,86 @@ def export(
     onnx: bool = False,
     dtype: str = "fp32",
     output: Path | None = None,
-) -> Export:
-    """Writes one self-describing file and its model card, checks them, and prints what was written.
+) -> list[Export]:
+    """Writes the formats asked for with their model cards, checks them, and prints what was written.
 
     Args:
         run: run folder, checkpoint or export; the newest run if None.
-        safetensors: the format that is written if none is named, too.
-        diffusers: a diffusers pipeline, where the family has one.
+        safetensors: one self-describing file; written if no format is named, too.
+        diffusers: a diffusers pipeline, where the family has one, with an adapter merged in.
         lora: the adapter alone, of a student trained as one.
-        merged: the adapter merged into full weights.
+        merged: the same as `diffusers`, of a student trained as an adapter.
         onnx: an ONNX graph.
         dtype: type of the stored weights: fp32, bf16 or fp16.
-        output: folder to write into; `<run>/export` if None.
+        output: folder to write into, with a folder for each format if there are several; `<run>/export` if None.
+
+    Returns:
+        What was written, in the order file, adapter, pipeline.
 
     Raises:
-        MfdError: a format that this student cannot have, or a folder that holds something else; nothing was written.
-        RunStopped: the written file failed its check and was not kept.
+        MfdError: a format that this student cannot have, or a folder that holds something else.
+        RunStopped: what was written failed its check and was not kept, or there is no space for it.
     """
     if output is not None and output.exists() and not output.is_dir():
         raise MfdError(f"-o {output} is a file", allowed="a folder")
 
-    from mfd_cli.inference.exporters import export_student, refuse_format
+    from mfd_cli.inference.exporters import export_student
+    from mfd_cli.inference.pipeline_exports import export_pipeline, refusal
     from mfd_cli.inference.sampler import load_student, precision
-    from mfd_cli.store.files import human
     from mfd_cli.store.layout import find, run_of
 
     precision(dtype)
     path = find(run)
     run_folder = run_of(path)
-    folder = output if output is not None else _default_folder(path, run_folder)
+    default = None if output is not None else _default_folder(path, run_folder)
     student = load_student(path)
-    asked = {"--lora": lora, "--merged": merged, "--diffusers": diffusers, "--onnx": onnx}
+    safetensors = safetensors or not (diffusers or lora or merged or onnx)
+    asked = {
+        "--safetensors": safetensors, "--lora": lora, "--merged": merged, "--diffusers": diffusers, "--onnx": onnx,
+    }  # fmt: skip
     for flag in [name for name, wanted in asked.items() if wanted]:
-        raise refuse_format(flag, student)
-    console.note("writing, then sampling from the file in a fresh process")
-    done = export_student(student, folder, dtype=dtype, benchmark=run_folder.read_report() if run_folder else None)
+        if reason := refusal(flag, student):
+            raise reason
+    wanted = [("safetensors", safetensors), ("lora", lora), ("diffusers", merged or diffusers)]
+    kinds = [kind for kind, chosen in wanted if chosen]
+    benchmark = run_folder.read_report() if run_folder else None
+    done = []
+    for kind in kinds:
+        console.note(f"{kind}: writing, then sampling from it in a fresh process")
+        folder = _folder(output, default, kind, len(kinds))
+        if kind == "safetensors":
+            done.append(export_student(student, folder, dtype=dtype, benchmark=benchmark))
+        else:
+            done.append(export_pipeline(student, folder, kind, dtype=dtype, benchmark=benchmark))
+        _report(done[-1], whole=kind != "safetensors")
+    return done
+
+
+def _report(done: Export, *, whole: bool) -> None:
+    """Prints what was written; a whole folder by its name, or one file in it."""
+    from mfd_cli.store.files import human
+
+    folder = done.card.parent
     if done.already_there:
-        console.note(f"{done.file} already held this export")
+        console.note(f"{folder if whole else done.file} already held this export")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if whole else _size(done.file)
     rows = [
-        [str(done.file), human(done.file.stat().st_size), done.sha256[:12], done.check],
-        [str(done.card), human(done.card.stat().st_size), "", "model card: state the licence before publishing"],
+        [str(folder if whole else done.file), human(size), done.sha256[:12], done.check],
+        [str(done.card), human(_size(done.card)), "", "model card: see to the licence before publishing"],
     ]
     console.table("", ["file", "size", "sha256", "check"], rows)
-    return done
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _folder(output: Path | None, default: Path | None, kind: str, count: int) -> Path:
+    """Where one of `count` formats goes: into `-o` itself if it is alone; by default the file goes to the top."""
+    if output is not None:
+        return output if count == 1 else output / kind
+    assert default is not None
+    return default if kind == "safetensors" else default / kind
 
 
 def _default_folder(path: Path, run: RunFolder | None) -> Path:

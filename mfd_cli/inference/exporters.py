@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mfd_cli.errors import MfdError, RunStopped
+from mfd_cli.errors import MfdError
+from mfd_cli.inference.card import CARD, CARD_MARK, model_card, pathless
+from mfd_cli.inference.fresh import failed, run_fresh
 from mfd_cli.inference.sampler import Sampler, precision
 from mfd_cli.store.files import sha256, write_bytes
 from mfd_cli.store.student import StoredStudent, content, fingerprint, read_student, save_student_file
@@ -28,9 +29,7 @@ from teachers.registry import teachers as teacher_registry
 
 #: largest root-mean-square difference of samples, relative to their standard deviation; fp32 has to agree in every bit
 TOLERANCE = {"fp32": 0.0, "bf16": 0.05, "fp16": 0.01}
-CARD = "README.md"
 
-_CARD_MARK = "library_name: mfd\n"
 _CHECK_COUNT, _CHECK_SEED, _CHECK_SECONDS = 8, 0, 1800
 
 #: run by the fresh process: file, count, seed, threads and the plugin's file come as arguments, samples go to stdout
@@ -144,98 +143,20 @@ def check_export(file: Path, student: Sampler, dtype: str) -> str:
     found = _samples_of_fresh_process(file, student)
     if dtype == "fp32":
         if found.shape != expected.shape or found.tobytes() != expected.tobytes():
-            raise _failed(f"its samples differ from the student's by up to {_largest(found, expected)}")
+            raise failed(f"its samples differ from the student's by up to {_largest(found, expected)}")
         return f"{_CHECK_COUNT} samples equal bit for bit"
     if found.shape != expected.shape or not np.isfinite(found).all():
-        raise _failed("its samples have another shape or are not finite")
+        raise failed("its samples have another shape or are not finite")
     difference = float(np.sqrt(np.mean((found - expected) ** 2)) / max(float(expected.std()), 1e-12))
     if difference > TOLERANCE[dtype]:
-        raise _failed(f"its samples differ from the fp32 student's by {difference:.2g} of their standard deviation")
+        raise failed(f"its samples differ from the fp32 student's by {difference:.2g} of their standard deviation")
     return f"{_CHECK_COUNT} samples within {difference:.1g} of fp32 (allowed {TOLERANCE[dtype]:g})"
-
-
-def refuse_format(flag: str, student: Sampler) -> MfdError:
-    """Why this student cannot be written in the format that `--lora`, `--merged`, `--diffusers` or `--onnx` names."""
-    family = student.config["teacher"]["type"]
-    reason = {
-        "--lora": "the student has full weights: there is nothing to export as LoRA",
-        "--merged": "the student has full weights: there is no adapter to merge, --safetensors already is all of it",
-        "--diffusers": f"the family '{family}' has no diffusers pipeline to write for",
-        "--onnx": "ONNX is not available in this version",
-    }[flag]
-    return MfdError(f"{flag}: {reason}", allowed="--safetensors")
-
-
-def pathless(value: Any) -> Any:
-    """JSON data with absolute paths cut to their last part, so that a shared file does not tell where it was made."""
-    if isinstance(value, Mapping):
-        return {key: pathless(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [pathless(item) for item in value]
-    if isinstance(value, str) and "\n" not in value:
-        if PurePosixPath(value).is_absolute() or value.startswith("~/"):
-            return PurePosixPath(value).name
-        if PureWindowsPath(value).is_absolute():
-            return PureWindowsPath(value).name
-    return value
-
-
-def model_card(
-    config: Mapping[str, Any], file: str, digest: str, check: str, benchmark: Mapping[str, Any] | None = None
-) -> str:
-    """The README of an export: what it is, where it comes from, figures, licence, how to load it."""
-    import yaml
-
-    recipe, steps = config["recipe"], config["student"]["steps"]
-    plural = "step" if steps == 1 else "steps"
-    identity = config.get("identity") or {}
-    parts = [
-        f"---\n{_CARD_MARK}tags: [flow-matching, distillation, few-step]\n---",
-        f"# {recipe['name']}: a student that samples in {steps} {plural}",
-        f"Distilled from a flow-matching teacher of the family `{config['teacher']['type']}` with the method "
-        f"`{config.get('method')}`, {config.get('update')} updates"
-        + (", averaged weights (EMA)" if config.get("ema") else "")
-        + f". One sample costs {steps} unguided network evaluation{'s'[: steps != 1]}.",
-        "## Teacher\n\n" + "\n".join(f"- {key}: `{value}`" for key, value in identity.items()) if identity else "",
-        f"## File\n\n`{file}`, weights in {config.get('dtype', 'fp32')}, SHA-256 `{digest}`. Its header (key `mfd`) "
-        f"holds everything that sampling needs. Checked after writing: {check}.",
-        f'## Use\n\n```python\nfrom mfd_cli import load_student\n\nstudent = load_student("{file}")\n'
-        "samples = student.sample(16, seed=0)\n```\n\n"
-        f"or `mfd sample {file}`.",
-        _figures(benchmark),
-        f"## Recipe\n\n```yaml\n{yaml.safe_dump(pathless(recipe), sort_keys=False, allow_unicode=True)}```",
-        "## Licence\n\nA distilled student is derived from its teacher's weights and data: their licences apply to it "
-        "as well. State the licence here before publishing.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _figures(benchmark: Mapping[str, Any] | None) -> str:
-    """The card's table of `mfd benchmark`'s rows; empty without a report."""
-    rows = (benchmark or {}).get("rows") or []
-    if not rows:
-        return ""
-    metrics = list(dict.fromkeys(name for row in rows for name in row.get("metrics") or {}))
-    names = ["model", "steps", "evaluations", "batch", "samples / s", *metrics]
-    lines = [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * len(names))} |"]
-    for row in rows:
-        found = row.get("metrics") or {}
-        cells = [row.get("model"), row.get("steps"), row.get("evaluations"), row.get("batch_size"), row.get("fps")]
-        lines.append(f"| {' | '.join(_cell(cell) for cell in [*cells, *(found.get(name) for name in metrics)])} |")
-    where = ", ".join(
-        str(value) for value in ((benchmark or {}).get("device"), (benchmark or {}).get("dtype")) if value
-    )
-    return f"## Figures\n\nMeasured by `mfd benchmark`{f' ({where})' if where else ''}.\n\n" + "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _refuse_foreign(file: Path, card: Path) -> None:
     """Raises MfdError if a README that mfd did not write, or another student's file, stands in the folder."""
     elsewhere = "choose another folder with -o"
-    if card.exists() and not card.read_text(encoding="utf-8", errors="replace").startswith(f"---\n{_CARD_MARK}"):
+    if card.exists() and not card.read_text(encoding="utf-8", errors="replace").startswith(f"---\n{CARD_MARK}"):
         raise MfdError(f"{card} exists and is not a model card of mfd", do=elsewhere)
     others = [other.name for other in file.parent.glob("*.safetensors") if other.name != file.name]
     if others:
@@ -266,28 +187,10 @@ def _samples_of_fresh_process(file: Path, student: Sampler) -> np.ndarray:
     if teacher_registry.origin(name) == "plugin":
         plugin = str(getattr(sys.modules.get(type(student.teacher).__module__), "__file__", None) or "")
     arguments = [str(file.resolve()), str(_CHECK_COUNT), str(_CHECK_SEED), str(torch.get_num_threads()), plugin]
-    # the same packages as here, wherever they were imported from
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHECK, *arguments], capture_output=True, env=environment, timeout=_CHECK_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _failed(f"a fresh process took more than {_CHECK_SECONDS} s to sample from it") from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise _failed(f"a fresh process could not sample from it ({lines[-1]})")
-    return np.load(io.BytesIO(done.stdout), allow_pickle=False)
+    return np.load(io.BytesIO(run_fresh(_CHECK, arguments, seconds=_CHECK_SECONDS)), allow_pickle=False)
 
 
 def _largest(found: np.ndarray, expected: np.ndarray) -> str:
     if found.shape != expected.shape:
         return f"their shape ({list(found.shape)} instead of {list(expected.shape)})"
     return f"{float(np.abs(found - expected).max()):.2g}"
-
-
-def _failed(what: str) -> RunStopped:
-    return RunStopped(
-        f"the exported file failed its check: {what}; no new export was kept",
-        do="export again; if it happens twice, report it with the output of `mfd doctor`",
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +24,18 @@ class AveragedNetwork:
     def __init__(self, network: nn.Module, decay: float, place: nn.Module | None = None) -> None:
         self.network = (copy.deepcopy(network) if place is None else place).eval().requires_grad_(False)
         self.decay = decay
-        self._averaged, self._followed = _tensors(self.network), _tensors(network)
+        self._averaged, self._followed = list(self.network.parameters()), list(network.parameters())
         self._buffers = list(network.buffers())
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
         """Takes in the network's weights after its `updates`-th update (counted from 1)."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self._averaged, self._followed, 1 - decay)
+        torch._foreach_lerp_(_tensors(self._averaged), _tensors(self._followed), 1 - decay)
         for averaged, now in zip(self.network.buffers(), self._buffers, strict=True):
             averaged.copy_(now)
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    """A network's parameters as plain tensors on the same memory; optimizers and loading change them in place."""
-    return [value.detach() for value in network.parameters()]
+def _tensors(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Parameters as plain tensors on their present memory, which moving a network to a device replaces."""
+    return [value.detach() for value in parameters]

@@ -20,6 +20,7 @@ from teachers.base import Teacher
 from teachers.conditions import Condition
 from teachers.errors import TeacherError
 from teachers.pipelines import loading
+from teachers.pipelines.quiet import quiet
 from teachers.prompts.contract import NEGATIVE, PromptTeacher, Row
 from teachers.settings import TeacherSettings
 
@@ -52,15 +53,17 @@ class PipelineTeacher(PromptTeacher):
     """A text-conditioned flow model of diffusers."""
 
     Settings: ClassVar[type[TeacherSettings]] = PipelineSettings
-    lora_targets = ("to_q", "to_k", "to_v")
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v")
     shown = 4
     batch_size = 4
     #: the part that predicts the velocity
     network_part: ClassVar[str] = "transformer"
     #: parts that make embeddings; their content is part of the embeddings' key
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    #: names of a row's tensors that are padded to the batch's longest prompt, and get a mask
-    ragged: ClassVar[tuple[str, ...]] = ("text",)
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
+    #: names of a row's tensors whose length differs from prompt to prompt: filled up with zeros
+    ragged: tuple[str, ...] = ("text",)
+    #: the length that they are filled up to, without a mask; None: the batch's longest prompt's, with a mask
+    filled_to: int | None = None
 
     def __init__(self, settings: Any, architecture: Mapping[str, Any]) -> None:
         super().__init__(settings, architecture)
@@ -75,7 +78,7 @@ class PipelineTeacher(PromptTeacher):
     @classmethod
     @abstractmethod
     def describe(cls, source: loading.Source, settings: Any) -> dict[str, Any]:
-        """The architecture: `transformer` (its config), `pipeline` (class name), `sample_shape`, and what else is needed.
+        """The architecture: `transformer` (its config), `pipeline` (class name), `sample_shape` and what else there is.
 
         Raises:
             TeacherError: the pipeline is of another family, or no flow-matching model.
@@ -200,32 +203,34 @@ class PipelineTeacher(PromptTeacher):
             torch.cuda.empty_cache()
 
     def own_texts(self) -> list[str]:
-        """The negative prompt, where the teacher is guided."""
-        return [NEGATIVE + self.settings.negative_prompt]
+        """The negative prompt, unless the model is guided by an input of its own."""
+        return [] if self.guidance_embedded else [NEGATIVE + self.settings.negative_prompt]
 
     def collate(self, rows: Sequence[Row]) -> Condition:
-        """Rows padded to the longest of them and to the negative prompt, with a mask for each padded name."""
+        """Rows of one length: the longest's, the negative prompt's or the fixed one, with a mask unless it is fixed."""
         condition: dict[str, Tensor] = {}
-        least = self._negative()
+        least = [self._negative()] if self.own_texts() else []
         for name in rows[0]:
             if name not in self.ragged:
                 condition[name] = torch.stack([row[name] for row in rows])
                 continue
-            length = max(len(row[name]) for row in (*rows, least))
-            condition[name], condition[f"{name}_mask"] = _padded([row[name] for row in rows], length)
+            length = self.filled_to or max(len(row[name]) for row in (*rows, *least))
+            condition[name], mask = _padded([row[name] for row in rows], length)
+            if self.filled_to is None:
+                condition[f"{name}_mask"] = mask
         return condition
 
-    def null_condition(self, condition: Condition) -> Condition:
-        """The negative prompt for every row, in the condition's shapes."""
-        row = self._negative()
+    def null_condition(self, condition: Condition) -> Condition | None:
+        """The negative prompt for every row, in the condition's shapes; None without one."""
+        if not self.own_texts():
+            return None
         null: dict[str, Tensor] = {}
-        for name, value in row.items():
+        for name, value in self._negative().items():
             like = condition[name]
+            one = value[None]
             if name in self.ragged:
                 one, mask = _padded([value], like.shape[1])
                 null[f"{name}_mask"] = mask.expand(len(like), -1).to(like.device)
-            else:
-                one = value[None]
             null[name] = one.expand_as(like).to(like.device)
         return {name: null[name] for name in condition}
 
@@ -244,10 +249,11 @@ class PipelineTeacher(PromptTeacher):
             source.part_class(part)  # refuses code of the repository
         without = {part: None for part in parts if part not in (*self.text_parts, "scheduler")}
         try:
-            pipeline = getattr(diffusers, source.pipeline).from_pretrained(
-                source.folder, torch_dtype=DTYPES[self.settings.encoder_dtype], use_safetensors=True,
-                variant=source.variant, local_files_only=True, **without,
-            )  # fmt: skip
+            with quiet():
+                pipeline = getattr(diffusers, source.pipeline).from_pretrained(
+                    source.folder, torch_dtype=DTYPES[self.settings.encoder_dtype], use_safetensors=True,
+                    variant=source.variant, local_files_only=True, **without,
+                )  # fmt: skip
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise loading.unreadable(source, "text_encoder", error) from error
         return pipeline.to(self.device)
@@ -258,7 +264,8 @@ class PipelineTeacher(PromptTeacher):
         """Images [B, 3, H, W] in [0, 1], by the VAE in float32 whatever the rest computes in."""
         vae = self._decoder().to(latents.device)
         height, width = self.architecture["pixels"]
-        at_once = max(1, _DECODED_PIXELS // (height * width))
+        frames = self.architecture.get("frames") or 1
+        at_once = max(1, _DECODED_PIXELS // (height * width * frames))
         with torch.inference_mode(), torch.autocast(latents.device.type, enabled=False):
             parts = [self.decode_latents(vae, part.float()) for part in latents.split(at_once)]
         return torch.cat(parts).clamp(0, 1)
@@ -289,12 +296,12 @@ def dtype_of(network: nn.Module) -> torch.dtype:
     return getattr(inner, "dtype", None) or next(inner.parameters()).dtype
 
 
-def pixels_of(settings: Any, own: int, multiple: int) -> tuple[int, int]:
+def pixels_of(settings: Any, own: int | tuple[int, int], multiple: int) -> tuple[int, int]:
     """Height and width that a recipe asks for.
 
     Args:
         settings: the recipe's block.
-        own: the model's own side, where the recipe leaves it open.
+        own: the model's own side, or height and width, where the recipe leaves it open.
         multiple: what both have to be multiples of.
 
     Raises:
@@ -313,7 +320,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Rows [n_i, ...] as one tensor [B, length, ...] with zeros behind, and the mask int64 [B, length] of what is real."""
+    """Rows [n_i, ...] as a tensor [B, length, ...] with zeros behind, and a mask int64 [B, length] of what is real."""
     whole = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
     mask = torch.zeros(len(rows), length, dtype=torch.long)
     for index, row in enumerate(rows):

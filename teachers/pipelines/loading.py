@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teachers.errors import TeacherError
+from teachers.pipelines.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -87,10 +88,13 @@ class Source:
             TeacherError: weights are missing, damaged or not safetensors.
         """
         named = {"torch_dtype": dtype} if self.index[part][0] == "diffusers" else {"dtype": dtype}
+        cls = self.part_class(part)
         try:
-            return self.part_class(part).from_pretrained(
-                self.folder, subfolder=part, use_safetensors=True, variant=self.variant, local_files_only=True, **named
-            )
+            with quiet():
+                return cls.from_pretrained(
+                    self.folder, subfolder=part, use_safetensors=True, variant=self.variant, local_files_only=True,
+                    **named,
+                )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
             raise unreadable(self, part, error) from error
 

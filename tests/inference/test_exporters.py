@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from mfd_cli.errors import MfdError, RunStopped
 from mfd_cli.inference import exporters
-from mfd_cli.inference.exporters import cast_weights, export_student, model_card, pathless
+from mfd_cli.inference.exporters import cast_weights, export_student
 from mfd_cli.inference.sampler import load_student
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import fingerprint, read_student, save_student
@@ -118,19 +118,6 @@ def test_nothing_written_tells_where_it_was_made(student, tmp_path, unchecked):
     for text in (done.card.read_text(), json.dumps(read_student(done.file).config)):
         assert "somebody" not in text and str(tmp_path) not in text
         assert "pictures" in text and "a/b" in text
-
-
-def test_pathless_cuts_absolute_paths_only():
-    found = pathless({"a": ["/x/y.txt", "C:\\u\\z.txt", "~/w"], "b": "runs/toy", "c": 1, "d": "1 / 2", "e": None})
-    assert found == {"a": ["y.txt", "z.txt", "w"], "b": "runs/toy", "c": 1, "d": "1 / 2", "e": None}
-
-
-def test_card_says_what_it_is():
-    card = model_card(CONFIG, "toy.safetensors", "f" * 64, "checked")
-    for part in ("library_name: mfd", "in 1 step\n", "family `gmm`", "method `mfd`, 10 updates", "mixture: `abc`",
-                 "f" * 64, 'load_student("toy.safetensors")', "name: toy", "## Licence"):  # fmt: skip
-        assert part in card
-    assert "## Figures" not in card
 
 
 def test_the_documentation_s_plain_pytorch_gives_the_student_s_samples(tmp_path):

@@ -186,6 +186,24 @@ def test_roles_are_adapters_of_the_teachers_own_network(tiny_sana):
     assert len(roles.student.parameters) == 2 * 2 * 3 * 2
 
 
+def test_the_average_follows_weights_that_were_moved(tiny_sana):
+    # a job of several processes calls its device cpu:0, and moving a network there copies it
+    teacher = sana(tiny_sana)
+    roles = build_roles(
+        teacher, Optimizer(), Optimizer(), seed=0, updates=10, aux_updates=2, ema=0.5, device=torch.device("cpu"),
+        lora=Lora(rank=4),
+    )  # fmt: skip
+    held = [value.data_ptr() for value in teacher.network.parameters()]
+    teacher.to("cpu:0")
+    assert held == [value.data_ptr() for value in teacher.network.parameters()]
+    teacher.network.to("cpu:0")
+    randomise(roles.student.network, 3)
+    for update in range(50):
+        roles.average.update(update + 1)
+    for one, other in zip(roles.average.network.parameters(), roles.student.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other.detach(), atol=1e-4, rtol=1e-4)
+
+
 def test_no_role_leaks_into_another_in_a_hundred_updates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = ["student.weights=lora", 'student.lora={rank: 4, targets: [qkv]}', "method.aux_updates=3",

@@ -45,6 +45,17 @@ class Unguided(Labelled):
         return None
 
 
+class Embedded(Unguided):
+    """A model that is told its guidance: settings say 1.0 unless a test says otherwise."""
+
+    guidance_embedded = True
+
+
+class Rescaled(Labelled):
+    def guide(self, unconditional, conditional, guidance):
+        return conditional - guidance * unconditional
+
+
 class Half(Labelled):
     def velocity(self, network, x, t, condition):
         return super().velocity(network, x, t, condition).to(torch.bfloat16)
@@ -120,3 +131,22 @@ def test_a_family_without_a_null_condition_is_not_guided():
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_half_precision_is_widened_before_differences(scale):
     assert field(scale, Half)(X, T).dtype == torch.float32
+
+
+def test_a_family_may_guide_in_its_own_way():
+    torch.testing.assert_close(field(2.5, Rescaled)(X, T), conditional() - 2.5 * unconditional())
+    assert torch.equal(field(1.0, Rescaled)(X, T), conditional())
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+def test_guidance_that_is_an_input_is_one_evaluation_without_a_null_condition(scale):
+    teacher = Embedded(TeacherSettings(type="linear", guidance=3.5), {})
+    guided = VelocityField(teacher, Linear(), CONDITION, scale)
+    assert torch.equal(guided(X, T), conditional()) and guided.cost == 1 and guided.evaluations.rows == 4
+    assert guided.rows(slice(1, 3))(X[1:3], T[1:3]).shape == (2, 3)
+
+
+def test_guidance_that_is_an_input_cannot_be_another():
+    teacher = Embedded(TeacherSettings(type="linear", guidance=3.5), {})
+    with pytest.raises(TeacherError, match=r"guidance 2 .* which is 3.5 here"):
+        VelocityField(teacher, Linear(), CONDITION, 2.0)

@@ -1,0 +1,1 @@
+"""Families of flow-matching pipelines, each a small class of facts; `teachers.pipelines.family` does the rest."""
