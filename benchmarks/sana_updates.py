@@ -7,14 +7,14 @@ The published script (happyw1nd/MFD, `train_sana_mfd.py`) works on one sample at
 and the empty one, by two calls of the pipeline's `encode_prompt`, each of which encodes the negative prompt as well:
 four passes of the text encoder, padded to 300 tokens that all attention layers then read. Auxiliary and guided teacher
 are integrated one after the other, adapters are switched layer by layer, and the optimizer steps once a sample.
-`Published` does that work again in plain PyTorch, diffusers and peft, without the script's printing, logging and rounding
-of times; mfd does the same updates for a batch by its own `Trainer`.
+`Published` does that work again in plain PyTorch, diffusers and peft, without the script's printing, logging and
+rounding of times; mfd does the same updates for a batch by its own `Trainer`.
 
 Both get the same prompts, noise, times, base, adapters, Euler step size and student (one step), so both make the same
 network evaluations for a sample, which is checked: the gain is what is left out or done together, not a cheaper solver.
-They take turns, sample for sample of the same batch. The pipelines that mfd builds make a token of each character, where
-Gemma makes one of four or five; so prompts are cut to a third of their characters (`--whole-prompts`: not), which still
-leaves more tokens than Gemma would make of the whole.
+They take turns, sample for sample of the same batch. The pipelines that mfd builds make a token of each character,
+where Gemma makes one of four or five; so prompts are cut to a third of their characters (`--whole-prompts`: not), which
+still leaves more tokens than Gemma would make of the whole.
 
     ratio = seconds of the published way / seconds of mfd, for the samples of one batch       median (p10 - p90)
 
@@ -23,6 +23,7 @@ leaves more tokens than Gemma would make of the whole.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +101,7 @@ class Published:
             r=lora.rank, lora_alpha=lora.scale_alpha, target_modules=lora.targets or list(teacher.lora_targets),
             init_lora_weights="gaussian",
         )  # fmt: skip
-        optimizers = {}
+        optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, role in (("default", roles.student), ("aux", roles.auxiliary)):
             transformer.add_adapter(config, adapter_name=name)
             _copy_adapter(role, transformer, name)
@@ -108,15 +109,16 @@ class Published:
             optimizers[name] = torch.optim.AdamW(trained, lr=role.settings.lr, weight_decay=1e-4)
         return cls(pipeline, optimizers, settings.guidance)
 
-    def auxiliary_update(self, sample: Sample) -> None:
-        """Flow matching of the auxiliary on a fresh sample of the student."""
-        self.auxiliary_gradient(sample)
-        self._step("aux")
-
-    def student_update(self, sample: Sample) -> None:
-        """The student's update."""
-        self.student_gradient(sample)
-        self._step("default")
+    def update(self, kind: str, sample: Sample) -> None:
+        """One step of an optimizer, on one sample."""
+        gradient, name = {
+            "auxiliary": (self.auxiliary_gradient, "aux"), "student": (self.student_gradient, "default")
+        }[kind]  # fmt: skip
+        gradient(sample)
+        optimizer = self.optimizers[name]
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def auxiliary_gradient(self, sample: Sample) -> Tensor:
         """Adds the gradient of mean (N(x, 1000 sigma) - (e - Z))^2 to the auxiliary's, and returns the loss."""
@@ -189,19 +191,13 @@ class Published:
             return_dict=False,
         )[0]  # fmt: skip
 
-    def _step(self, name: str) -> None:
-        optimizer = self.optimizers[name]
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
 
 def _average(network: Callable[[Tensor, Tensor], Tensor], x: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """(x_first - x_last) / (first - last) by Euler steps from the noisier sigma `first` down to `last`."""
     steps = max(1, int(torch.ceil((first - last) / STEP_SIZE)))
     times = [first + (last - first) * step / steps for step in range(steps + 1)]
     state = x
-    for here, there in zip(times[:-1], times[1:], strict=True):
+    for here, there in itertools.pairwise(times):
         state = state - (here - there) * network(state, here)
     return (x - state) / (first - last)
 
@@ -287,12 +283,11 @@ def compare(
     for index in range((rounds + 1) * trainer.cycle):
         kind = KINDS[trainer.inside == trainer.cycle - 1]
         samples = samples_of(trainer)
-        update = published.student_update if kind == "student" else published.auxiliary_update
         before = sum(trainer.snapshot().evaluations.values()), published.evaluations
 
-        def rows(samples: list[Sample] = samples, update: Callable[[Sample], None] = update) -> None:
+        def rows(kind: str = kind, samples: list[Sample] = samples) -> None:
             for sample in samples:
-                update(sample)
+                published.update(kind, sample)
 
         jobs: dict[str, Callable[[], Any]] = {"mfd": trainer.step, "published": rows}
         turns = list(jobs) if index // trainer.cycle % 2 else list(jobs)[::-1]
@@ -316,11 +311,11 @@ def compare(
 def measure(model: str, args: Any) -> dict[str, Any]:
     """Figures of one model."""
     with tempfile.TemporaryDirectory() as folder:
+        prompts = [] if args.whole_prompts else [f"data.path={_cut_prompts(folder)}"]
         settings = [
             f"teacher.model={model}", f"teacher.resolution={args.resolution}", "teacher.instruction=false",
-            f"train.batch_size={args.batch}", "method.aux_updates=1", f"data.cache={folder}", "method.solver.type=euler",
-            f"method.solver.step_size={STEP_SIZE}", *([] if args.whole_prompts else [f"data.path={_cut_prompts(folder)}"]),
-            *args.overrides,
+            f"train.batch_size={args.batch}", "method.aux_updates=1", "method.solver.type=euler",
+            f"method.solver.step_size={STEP_SIZE}", f"data.cache={folder}", *prompts, *args.overrides,
         ]  # fmt: skip
         workshop, trainer = trainer_of(load_recipe("sana-tiny", settings), args.device)
         workshop.data.prepare(lambda done, of: None)
@@ -379,7 +374,7 @@ def _print(found: dict[str, Any]) -> None:
             "mfd's",
         ],
         rows,
-    )
+    )  # fmt: skip
     if found["target"] is not None:
         ratio = found["updates"]["student"]["ratio"]["median"]
         verdict = "reached" if ratio >= found["target"] else "MISSED"

@@ -15,7 +15,9 @@ from typing import Any
 
 from mfd_cli import __version__, console
 
-_PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy", "pydantic", "pyyaml", "typer")
+_PACKAGES = (
+    "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "numpy", "pydantic", "pyyaml", "typer",
+)  # fmt: skip
 _GIB = 2**30
 
 

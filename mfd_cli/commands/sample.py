@@ -90,7 +90,7 @@ def sample(
     for sampler, taken in samplers:
         each = sampler.evaluations.rows / count
         cost = f"{taken} step{'s'[: taken != 1]}, {each:g} evaluation{'s'[: each != 1]} each"
-        console.note(f"{sampler.name}: {count} samples, {cost}")
+        console.note(f"{sampler.name}: {count} sample{'s'[: count != 1]}, {cost}")
     print(console.literal(str(target)))
     return target
 

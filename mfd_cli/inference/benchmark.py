@@ -208,7 +208,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         gained.append(f"gap recovered: {', '.join(shares)}")
     if gained and teacher is not None and student is not None:
         lines.append(f"{teacher['own_steps']}-step teacher -> {student['steps']}-step student: {'; '.join(gained)}")
-    if teacher is not None and teacher["guidance"] not in (0.0, 1.0):
+    if teacher is not None and (teacher["evaluations"] or 0) > teacher["steps"]:
         lines.append(
             f"The teacher is guided (scale {teacher['guidance']:g}, two evaluations a step), the student is not: "
             "up to a factor 2 of the speed-up is guidance."

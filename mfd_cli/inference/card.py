@@ -63,7 +63,7 @@ def pipeline_card(
     stated = dict(licence or {})
     front = [
         "library_name: diffusers",
-        "pipeline_tag: text-to-image",
+        f"pipeline_tag: text-to-{'video' if (config.get('architecture') or {}).get('frames') else 'image'}",
         _TAGS.replace("]", ", lora]" if adapter else "]"),
     ]
     if _hub_model(config):

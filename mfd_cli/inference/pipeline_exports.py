@@ -31,14 +31,14 @@ from mfd_cli.store.files import disk_errors, free_bytes, human, sha256, sync_fol
 from mfd_cli.store.student import fingerprint
 from mfd_cli.store.tensors import read_tensors, write_tensors
 from teachers.base import Teacher
-from teachers.pipelines import saving
+from teachers.pipelines import saving, usage
 from teachers.pipelines.base import PipelineTeacher
 from teachers.prompts.contract import EXAMPLES
 
 #: largest root-mean-square difference of latents, relative to their standard deviation, by the roundest type involved
 TOLERANCE = {"fp32": 1e-4, "fp16": 0.01, "bf16": 0.05}
 
-_PROMPTS, _SEED, _CHECK_SECONDS = EXAMPLES[:2], 0, 7200
+_SEED, _CHECK_SECONDS = 0, 7200
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,27 @@ def export_pipeline(
 
 def refusal(flag: str, student: Sampler) -> MfdError | None:
     """Why a student cannot be written in the format that a flag names; None if it can."""
-    config, pipeline = student.config, saving.supports(student.teacher)
-    adapted = config["student"].get("weights") == "lora"
-    none = f"the family '{config['teacher']['type']}' has no diffusers pipeline to write for"
-    if isinstance(student.teacher, PipelineTeacher):
-        none = f"only students of {', '.join(saving.PIPELINES)} can be written for diffusers in this version"
-    complete = "--diffusers" if pipeline else "--safetensors"
+    config, teacher = student.config, student.teacher
+    full = config["student"].get("weights") != "lora"
+    none: str | None = f"the family '{config['teacher']['type']}' has no diffusers pipeline to write for"
+    unloadable = none
+    if saving.supports(teacher):
+        none, unloadable = None, saving.adapter_refusal(teacher)
+    elif isinstance(teacher, PipelineTeacher):
+        unloadable = none = f"the teacher does not say how its {teacher.architecture['pipeline']} is called"
+    complete = "--diffusers" if none is None else "--safetensors"
+    merging = f"there is no adapter to merge, {complete} already is all of it"
     reasons = {
-        "--safetensors": _unreachable(student.teacher),
-        "--lora": "the student has full weights: there is nothing to export as LoRA" if not adapted else none,
-        "--merged": f"the student has full weights: there is no adapter to merge, {complete} already is all of it"
-        if not adapted
-        else none,
+        "--safetensors": _unreachable(teacher),
+        "--lora": "the student has full weights: there is nothing to export as LoRA" if full else unloadable,
+        "--merged": f"the student has full weights: {merging}" if full else none,
         "--diffusers": none,
         "--onnx": "ONNX is not available in this version",
     }
-    possible = {
-        "--safetensors": reasons["--safetensors"] is None, "--lora": pipeline and adapted,
-        "--merged": pipeline and adapted, "--diffusers": pipeline, "--onnx": False,
-    }  # fmt: skip
-    if possible[flag]:
+    if reasons[flag] is None:
         return None
-    return MfdError(f"{flag}: {reasons[flag]}", allowed=", ".join(name for name, can in possible.items() if can))
+    possible = [name for name, reason in reasons.items() if reason is None]
+    return MfdError(f"{flag}: {reasons[flag]}", allowed=", ".join(possible))
 
 
 def check_folder(folder: Path, student: Sampler, dtype: str, *, adapter: bool) -> str:
@@ -129,15 +128,17 @@ def check_folder(folder: Path, student: Sampler, dtype: str, *, adapter: bool) -
     """
     teacher = student.teacher
     assert isinstance(teacher, PipelineTeacher)
-    noise = student.noise(len(_PROMPTS), seed=_SEED)
-    condition = teacher.encode(list(_PROMPTS))
+    prompts = EXAMPLES[: min(2, teacher.batch_size)]  # a video is large enough alone
+    noise = student.noise(len(prompts), seed=_SEED)
+    condition = teacher.encode(list(prompts))
     expected = student.generate(noise, condition)
     teacher.release_encoder()
     with tempfile.TemporaryDirectory(prefix="mfd-check-") as place:
-        write_json(Path(place, "job.json"), saving.job(teacher, folder, student.steps, _PROMPTS, adapter=adapter))
-        write_tensors(Path(place, "inputs.safetensors"), {"latents": noise, **saving.call_embeddings(condition)})
+        write_json(Path(place, "job.json"), saving.job(teacher, folder, student.steps, prompts, adapter=adapter))
+        write_tensors(Path(place, "inputs.safetensors"), saving.inputs(teacher, noise, condition))
         run_fresh(saving.script(), [place], seconds=_CHECK_SECONDS, folder=Path(place))
-        found = read_tensors(Path(place, "outputs.safetensors"))
+        returned = read_tensors(Path(place, "outputs.safetensors"))
+    found = {source: saving.latents(teacher, value) for source, value in returned.items()}
     encoder = teacher.settings.encoder_dtype
     own = _compared("embeddings", found["embeddings"], expected, TOLERANCE[dtype])
     whole = _compared("prompts", found["prompts"], expected, max(TOLERANCE[dtype], TOLERANCE[encoder]))
@@ -221,9 +222,9 @@ def _described(
     computed = teacher.settings.dtype if adapter else parts.dtype
     card = pipeline_card(
         parts.config, content, digests, check,
-        saving.usage(teacher, steps, EXAMPLES[0], adapter=adapter, dtype=computed),
-        adapter=adapter, notes=saving.notes(teacher, steps, adapter=adapter),
-        licence=saving.licence(teacher.source), benchmark=benchmark,
+        usage.code(teacher, steps, EXAMPLES[0], adapter=adapter, dtype=computed),
+        adapter=adapter, notes=usage.notes(teacher, steps, adapter=adapter),
+        licence=usage.licence(teacher.source), benchmark=benchmark,
     )  # fmt: skip
     write_bytes(folder / CARD, card.encode())
     first = next(iter(digests))

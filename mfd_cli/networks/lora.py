@@ -166,7 +166,7 @@ def _inject(
             try:
                 inject_adapter_in_model(config, base, name)
             except ValueError as error:
-                kinds = sorted({path.rpartition(".")[2] for path, layer in base.named_modules() if _adaptable(layer)})
+                kinds = sorted({_end(path) for path, layer in base.named_modules() if _adaptable(layer)})
                 raise MfdError(
                     f"student.lora.targets {list(targets)}: {str(error).splitlines()[0]}",
                     allowed=f"names of linear layers: {', '.join(kinds)}",
@@ -180,3 +180,9 @@ def _inject(
 
 def _adaptable(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+
+
+def _end(path: str) -> str:
+    """The last part of a layer's name that says something: a number alone, as in to_out.0, does not."""
+    *before, last = path.split(".")
+    return ".".join([*before[-1:], last]) if last.isdigit() else last

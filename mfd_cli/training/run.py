@@ -275,8 +275,13 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
 
 
 def _prepare(workshop: Workshop, reporter: Reporter) -> None:
-    """Lets the data source do what it does once before training, each process its share."""
-    began = False
+    """Lets the data source do what it does once before training, each process its share.
+
+    Raises:
+        Interrupted: told to stop.
+    """
+    began, stop = False, StopRequest()
+    stop.at_once = True
 
     def report(done: int, total: int) -> None:
         nonlocal began
@@ -287,7 +292,15 @@ def _prepare(workshop: Workshop, reporter: Reporter) -> None:
 
     accelerator = workshop.accelerator
     try:
-        workshop.data.prepare(report, accelerator.process_index, accelerator.num_processes)
+        with stop:
+            workshop.data.prepare(report, accelerator.process_index, accelerator.num_processes)
+    except KeyboardInterrupt:
+        signal = stop.received
+        raise Interrupted(
+            "stopped while preparing data; no run was begun",
+            exit_code=EXIT_CODES[signal] if signal else 130,
+            do="start again: what was prepared is kept",
+        ) from None
     finally:
         if began:
             reporter.ended()

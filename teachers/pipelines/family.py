@@ -18,6 +18,7 @@ from teachers.errors import TeacherError
 from teachers.pipelines import loading
 from teachers.pipelines.base import DTYPES, PipelineSettings, PipelineTeacher, dtype_of, pixels_of, plain_config
 from teachers.pipelines.families.contract import Family
+from teachers.pipelines.families.stock import StockCall
 from teachers.pipelines.families.table import family_of, recognised
 from teachers.prompts.contract import Row
 
@@ -57,6 +58,7 @@ class DiffusersTeacher(PipelineTeacher):
     def __init__(self, settings: Any, architecture: Mapping[str, Any]) -> None:
         super().__init__(settings, architecture)
         self.family: Family = family_of(architecture["pipeline"])
+        self.stock: StockCall = self.family
         self.text_parts = self.family.text_parts
         self.lora_targets = self.family.lora_targets  # type: ignore[misc]
         self.guidance_embedded = bool(architecture["transformer"].get("guidance_embeds"))

@@ -5,7 +5,7 @@ and `inputs.safetensors`, and gets `outputs.safetensors`:
 
     job      pipeline, folder, variant: what is opened; network: name of the part that predicts; types: of the parts;
              adapter: folder of a LoRA and its scheduler, or null; prompts; call: named arguments; threads
-    inputs   latents [B, ...], and embeddings under the names that the call has for them
+    inputs   latents [B, ...], and embeddings under the names that the call has for them; a list's are NAME/000, ...
     outputs  latents [B, ...] "embeddings", from the given embeddings, and "prompts", from the prompts themselves
 """
 
@@ -62,8 +62,21 @@ def opened(job: dict[str, Any]) -> Any:
 
 def drawn(pipe: Any, job: dict[str, Any], latents: Any, embeddings: dict[str, Any]) -> Any:
     """Latents [B, ...] from noise [B, ...], and from embeddings or, where there are none, the job's prompts."""
-    asked = embeddings or {"prompt": job["prompts"]}
-    return pipe(**asked, latents=latents.clone(), output_type="latent", **job["call"]).images.contiguous()
+    asked = listed(embeddings) or {"prompt": job["prompts"]}
+    given = {**asked, **job["call"], "latents": latents.clone(), "output_type": "latent"}
+    return pipe(**given, return_dict=False)[0].contiguous()
+
+
+def listed(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors, with those named NAME/000, NAME/001, ... as lists."""
+    found: dict[str, Any] = {}
+    for name in sorted(tensors):
+        whole, of_list, _ = name.partition("/")
+        if of_list:
+            found.setdefault(whole, []).append(tensors[name])
+        else:
+            found[name] = tensors[name]
+    return found
 
 
 def _forbid_ours() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from teachers.conditions import Condition
 from teachers.errors import TeacherError
 from teachers.pipelines import loading
 from teachers.pipelines.base import DTYPES, PipelineSettings, PipelineTeacher, dtype_of, pixels_of, plain_config
+from teachers.pipelines.families.stock import StockCall
 from teachers.prompts.contract import Row
 
 _PIPELINES = ("SanaPipeline", "SanaPAGPipeline")
@@ -58,10 +59,29 @@ class SanaSettings(PipelineSettings):
     )
 
 
+class _SanaCall(StockCall):
+    """Calls of SanaPipeline."""
+
+    tokens = 300
+    mixes_types = True
+
+    def more(self, settings: Any) -> dict[str, Any]:
+        """The size that is asked for, and the instruction that was trained with."""
+        fixed: dict[str, Any] = {"use_resolution_binning": False}
+        return fixed if settings.instruction else fixed | {"complex_human_instruction": None}
+
+    def notes(self, settings: Any, architecture: Mapping[str, Any]) -> list[str]:
+        """What stands before prompts."""
+        if settings.instruction:
+            return ["Trained with the pipeline's instruction before prompts, which a plain call puts there as well."]
+        return ["Trained on bare prompts: `complex_human_instruction=None` must be passed, or the pipeline adds text."]
+
+
 class SanaTeacher(PipelineTeacher):
     """SANA: linear-attention transformer on 32x compressed latents, Gemma embeddings."""
 
     Settings = SanaSettings
+    stock: ClassVar[StockCall] = _SanaCall()
     first_time = 1 - _LARGEST_LABEL / 1000
 
     @classmethod

@@ -1,8 +1,8 @@
 """Students in the layouts that diffusers opens without mfd: an adapter, or a complete pipeline.
 
 Both carry a stock scheduler with the student's own steps, so that a plain call `pipe(prompt, num_inference_steps=N,
-guidance_scale=1.0, ...)` takes the network through the student's times and labels. What else the call needs to read
-prompts as the student does is `call`; `job` has a process without mfd prove it.
+guidance_scale=1.0, ...)` takes the network through the student's times and labels. How the family's pipeline is called
+is in the teacher's `stock`, what a student's call needs is `call`; `job` has a process without mfd prove it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,18 +24,18 @@ from teachers.conditions import Condition
 from teachers.errors import TeacherError
 from teachers.pipelines import plain
 from teachers.pipelines.base import PipelineTeacher
-from teachers.pipelines.loading import Source
+from teachers.pipelines.families.stock import StockCall, stock_of
 from teachers.pipelines.quiet import quiet
 from teachers.pipelines.schedule import scheduler_config
 
-#: pipelines whose plain call is known to give a student's samples
-PIPELINES = ("SanaPipeline",)
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+#: what every export comes with
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+#: torch's names of types
+FULL_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"}
-_FULL_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_PIPELINE_LENGTH = 300  # tokens that SanaPipeline reads unless told otherwise
+_METADATA = "transformer_lora_adapter_metadata"
 _CONFIGS = ("config.json", "tokenizer_config.json")
 _NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -58,9 +58,21 @@ class Schedule:
         return len(self.grid) - 1
 
 
-def supports(teacher: Teacher) -> bool:
+def supports(teacher: Teacher) -> TypeGuard[PipelineTeacher]:
     """Whether diffusers has a pipeline for a teacher's family, and mfd knows how it is called."""
-    return isinstance(teacher, PipelineTeacher) and teacher.architecture.get("pipeline") in PIPELINES
+    return isinstance(teacher, PipelineTeacher) and isinstance(getattr(teacher, "stock", None), StockCall)
+
+
+def adapter_refusal(teacher: PipelineTeacher) -> str | None:
+    """Why a family's pipeline can load no adapter; None if it can."""
+    import diffusers
+
+    pipeline = teacher.architecture["pipeline"]
+    saves = getattr(getattr(diffusers, pipeline), "save_lora_weights", None)
+    lacks = "has no LoRA loader" if saves is None else None
+    if saves is not None and _METADATA not in inspect.signature(saves).parameters:
+        lacks = "stores no alpha with a LoRA, which would be scaled wrongly"
+    return lacks and f"the {pipeline} of diffusers {diffusers.__version__} {lacks}"
 
 
 def save_adapter(
@@ -94,9 +106,9 @@ def save_adapter(
         getattr(diffusers, teacher.architecture["pipeline"]).save_lora_weights(
             folder,
             transformer_lora_layers={name: value.contiguous() for name, value in weights.items()},
-            transformer_lora_adapter_metadata=config,
+            **{_METADATA: config},
         )
-    _save_scheduler(folder, schedule)
+    _save_scheduler(teacher, folder, schedule)
     shutil.copymode(folder / "scheduler" / "scheduler_config.json", folder / ADAPTER_FILE)
 
 
@@ -121,9 +133,9 @@ def save_pipeline(teacher: PipelineTeacher, folder: Path, weights: Mapping[str, 
         for file in source.folder.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     _save_network(teacher, folder / teacher.network_part, weights)
-    _save_scheduler(folder, schedule)
+    _save_scheduler(teacher, folder, schedule)
     index = {key: value for key, value in source.index.items() if not key.startswith("_")}
-    index |= {"_class_name": teacher.architecture["pipeline"], "scheduler": ["diffusers", _SCHEDULER]}
+    index |= {"_class_name": teacher.architecture["pipeline"], "scheduler": ["diffusers", SCHEDULER]}
     if "_diffusers_version" in source.index:
         index["_diffusers_version"] = source.index["_diffusers_version"]
     _write_json(folder / "model_index.json", index)
@@ -153,21 +165,40 @@ def copied_files(teacher: PipelineTeacher) -> Iterator[tuple[Path, str]]:
 
 def call(teacher: PipelineTeacher, steps: int) -> dict[str, Any]:
     """Named arguments, besides the prompt, with which the plain pipeline gives a student's samples."""
-    settings, (height, width) = teacher.settings, teacher.architecture["pixels"]
+    settings, architecture, stock = teacher.settings, teacher.architecture, stock_of(teacher)
+    height, width = architecture["pixels"]
     arguments = {
-        "num_inference_steps": steps, "guidance_scale": 1.0, "height": height, "width": width,
-        "use_resolution_binning": False,
+        "num_inference_steps": steps, **stock.guidance(settings, architecture), "height": height, "width": width,
     }  # fmt: skip
-    if not settings.instruction:
-        arguments["complex_human_instruction"] = None
-    if settings.max_sequence_length != _PIPELINE_LENGTH:
+    if architecture.get("frames"):
+        arguments["num_frames"] = architecture["frames"]
+    arguments |= stock.more(settings)
+    if settings.max_sequence_length not in (None, stock.tokens):
         arguments["max_sequence_length"] = settings.max_sequence_length
     return arguments
 
 
-def call_embeddings(condition: Condition) -> dict[str, Tensor]:
-    """A condition under the names that the pipeline's call has for embeddings."""
-    return {"prompt_embeds": condition["text"], "prompt_attention_mask": condition["text_mask"]}
+def inputs(teacher: PipelineTeacher, noise: Tensor, condition: Condition) -> dict[str, Tensor]:
+    """What `teachers.pipelines.plain` reads.
+
+    Args:
+        teacher: the base.
+        noise: latents [B, *sample_shape] to start from.
+        condition: of those samples.
+    """
+    stock = stock_of(teacher)
+    found = {"latents": stock.handed(noise).contiguous()}
+    for name, value in stock.embeddings(condition).items():
+        if isinstance(value, Tensor):
+            found[name] = _computed(stock, value)
+        else:
+            found |= {f"{name}/{index:03d}": _computed(stock, item) for index, item in enumerate(value)}
+    return found
+
+
+def latents(teacher: PipelineTeacher, returned: Tensor) -> Tensor:
+    """States [B, *sample_shape] from what the pipeline returned as latents."""
+    return stock_of(teacher).returned(returned, teacher.sample_shape)
 
 
 def job(teacher: PipelineTeacher, folder: Path, steps: int, prompts: Sequence[str], *, adapter: bool) -> dict[str, Any]:
@@ -181,9 +212,11 @@ def job(teacher: PipelineTeacher, folder: Path, steps: int, prompts: Sequence[st
         adapter: whether the export is an adapter, to be put on the base, or complete.
     """
     source, settings = teacher.source, teacher.settings
-    types = {part: _FULL_NAMES[settings.encoder_dtype] for part in teacher.text_parts if "encoder" in part}
+    types = {}
+    if stock_of(teacher).mixes_types:
+        types = {part: FULL_NAMES[settings.encoder_dtype] for part in teacher.text_parts if "encoder" in part}
     # what was stored is read as it is; a base is read in the type that the adapter was trained on
-    types[teacher.network_part] = _FULL_NAMES[settings.dtype] if adapter else "float32"
+    types[teacher.network_part] = FULL_NAMES[settings.dtype] if adapter else "float32"
     return {
         "pipeline": teacher.architecture["pipeline"],
         "folder": str((source.folder if adapter else folder).resolve()),
@@ -202,76 +235,9 @@ def script() -> str:
     return inspect.getsource(plain)
 
 
-def usage(teacher: PipelineTeacher, steps: int, prompt: str, *, adapter: bool, dtype: str) -> str:
-    """Python code that samples with diffusers, run inside the export's folder.
-
-    Args:
-        teacher: the base.
-        steps: of the student.
-        prompt: an example.
-        adapter: whether the export is an adapter, or complete.
-        dtype: type to compute the network in: fp32, bf16 or fp16.
-    """
-    pipeline, source = teacher.architecture["pipeline"], teacher.source
-    types = {part: teacher.settings.encoder_dtype for part in teacher.text_parts if "encoder" in part}
-    types[teacher.network_part] = dtype
-    named = [f'"{part}": torch.{_FULL_NAMES[name]}' for part, name in [*sorted(types.items()), ("default", "fp32")]]
-    opened = ['"."']
-    if adapter:
-        opened = [json.dumps(source.model if source.commit else "path/to/the/base")]
-        opened += [f'revision="{source.commit}"'] if source.commit else []
-        opened += [f'variant="{source.variant}"'] if source.variant else []
-    asked = [json.dumps(prompt), *(f"{name}={value!r}" for name, value in call(teacher, steps).items())]
-    lines = [
-        "import torch",
-        f"from diffusers import {'FlowMatchEulerDiscreteScheduler, ' if adapter else ''}{pipeline}",
-        "",
-        f"types = {{{', '.join(named)}}}",
-        f"pipe = {pipeline}.from_pretrained({', '.join(opened)}, torch_dtype=types)",
-    ]
-    if adapter:
-        lines += [
-            'pipe.load_lora_weights(".")',
-            f'pipe.scheduler = {_SCHEDULER}.from_pretrained(".", subfolder="scheduler")',
-        ]
-    lines += ["image = pipe(", *(f"    {argument}," for argument in asked), ").images[0]", 'image.save("image.png")']
-    return "\n".join(lines)
-
-
-def notes(teacher: PipelineTeacher, steps: int, *, adapter: bool) -> list[str]:
-    """What has to be heeded to get the student's samples."""
-    height, width = teacher.architecture["pixels"]
-    told = [
-        f"`num_inference_steps={steps}` and `guidance_scale=1.0`: the student was made for {steps} "
-        f"step{'s'[: steps != 1]} at {height} x {width} pixels, and has absorbed the teacher's guidance.",
-    ]
-    if adapter:
-        told.append("The scheduler comes with the adapter: it takes the student's steps, the base's own does not.")
-        if not teacher.source.commit:
-            told.append("The base is a local folder: put its path where the code says `path/to/the/base`.")
-    if teacher.settings.instruction:
-        told.append("Trained with the pipeline's instruction before prompts, which a plain call puts there as well.")
-    else:
-        told.append(
-            "Trained on bare prompts: `complex_human_instruction=None` must be passed, or the pipeline adds text."
-        )
-    return told
-
-
-def licence(source: Source) -> dict[str, str]:
-    """`license`, `license_name` and `license_link` as the base's own card states them; empty where it does not."""
-    import yaml
-
-    card = source.folder / "README.md"
-    if not card.is_file():
-        return {}
-    found = re.match(r"\A---\r?\n(.*?)^---", card.read_text("utf-8", errors="replace"), re.DOTALL | re.MULTILINE)
-    try:
-        stated = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
-        return {}
-    names = ("license", "license_name", "license_link")
-    return {name: str(stated[name]) for name in names if stated.get(name)} if isinstance(stated, dict) else {}
+def _computed(stock: StockCall, value: Tensor) -> Tensor:
+    """An embedding in a type that a network in float32 takes."""
+    return (value.float() if value.is_floating_point() and not stock.mixes_types else value).contiguous()
 
 
 def _save_network(teacher: PipelineTeacher, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -287,10 +253,10 @@ def _save_network(teacher: PipelineTeacher, folder: Path, weights: Mapping[str, 
         shutil.copymode(folder / "config.json", file)
 
 
-def _save_scheduler(folder: Path, schedule: Schedule) -> None:
+def _save_scheduler(teacher: PipelineTeacher, folder: Path, schedule: Schedule) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    config = scheduler_config(schedule.grid, schedule.first_time)
+    config = scheduler_config(schedule.grid, schedule.first_time, given_sigmas=stock_of(teacher).given_sigmas)
     FlowMatchEulerDiscreteScheduler.from_config(config).save_pretrained(folder / "scheduler")
 
 

@@ -65,6 +65,12 @@ def test_a_complete_pipeline_is_no_adapter():
     assert "A complete pipeline" in card(HUB, adapter=False)
 
 
+def test_a_video_is_tagged_as_one():
+    assert front(card(HUB))["pipeline_tag"] == "text-to-image"
+    assert front(card(HUB | {"architecture": {"frames": None}}))["pipeline_tag"] == "text-to-image"
+    assert front(card(HUB | {"architecture": {"frames": 81}}))["pipeline_tag"] == "text-to-video"
+
+
 def test_a_local_base_is_named_without_its_path():
     text = card(LOCAL)
     assert "somebody" not in text and "`base`" in text and "base_model" not in front(text)

@@ -110,7 +110,9 @@ def test_a_base_in_half_precision_is_merged_in_float32_and_stays_as_it_is(tiny_s
 @pytest.mark.parametrize("kind", ["lora", "diffusers"])
 def test_what_samples_differently_is_not_kept(student, tmp_path, here, kind, monkeypatch):
     original = saving.scheduler_config
-    monkeypatch.setattr(saving, "scheduler_config", lambda *rest: original(*rest) | {"shift_terminal": 0.7})
+    monkeypatch.setattr(
+        saving, "scheduler_config", lambda *rest, **named: original(*rest, **named) | {"shift_terminal": 0.7}
+    )
     with pytest.raises(RunStopped, match="latents from embeddings differ"):
         export_pipeline(student, tmp_path / "out" / kind, kind)
     assert not (tmp_path / "out").exists()
@@ -164,8 +166,13 @@ def test_formats_are_refused_with_the_reason(student, tiny_sana, tmp_path, monke
     assert refusal("--diffusers", full) is None
     assert "nothing to export as LoRA" in str(refusal("--lora", full))
     assert "--diffusers already is all of it" in str(refusal("--merged", full))
-    monkeypatch.setattr(saving, "PIPELINES", ("OtherPipeline",))
-    assert "only students of OtherPipeline" in str(refusal("--lora", student))
+    monkeypatch.setattr(saving, "adapter_refusal", lambda teacher: "no LoRA loader")
+    assert "no LoRA loader" in str(refusal("--lora", student)) and refusal("--merged", student) is None
+    assert "nothing to export as LoRA" in str(refusal("--lora", full))
+    monkeypatch.undo()
+    monkeypatch.setattr(SanaTeacher, "stock", None)
+    for flag in ("--lora", "--merged", "--diffusers"):
+        assert "does not say how its SanaPipeline is called" in str(refusal(flag, student))
 
 
 def test_families_without_a_pipeline_keep_to_the_single_file(tmp_path):

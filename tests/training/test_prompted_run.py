@@ -1,6 +1,8 @@
 """Runs with a text-conditioned teacher: what the published script gets wrong, and the whole path on the tiny SANA."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -58,6 +60,31 @@ def test_prompts_are_encoded_once_for_all_runs(monkeypatch):
     told = Preparing()
     run("second", reporter=told)
     assert told.items == 64 and told.done[0] == 64
+
+
+def test_a_signal_while_prompts_are_encoded_ends_at_once_and_keeps_what_was_done(tmp_path, monkeypatch):
+    texts = tmp_path / "many.txt"
+    texts.write_text("\n".join(f"picture number {index}" for index in range(600)))
+    settings = [f"data.path={texts}", f"data.cache={tmp_path / 'embeddings'}"]
+    original, asked = SanaTeacher.encode_rows, []
+
+    def until(count):
+        def encode_rows(self, prompts):
+            asked.extend(prompts)
+            if len(asked) > count:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, prompts)
+
+        return encode_rows
+
+    monkeypatch.setattr(SanaTeacher, "encode_rows", until(300))
+    with pytest.raises(Interrupted, match="while preparing") as caught:
+        run("run", settings)
+    assert caught.value.exit_code == 143 and not (tmp_path / "run").exists()
+    monkeypatch.setattr(SanaTeacher, "encode_rows", until(10_000))
+    asked.clear()
+    assert run("run", settings).student.is_dir()
+    assert len(asked) == 600 - 256  # a whole shard was there
 
 
 def test_another_instruction_setting_has_other_embeddings(monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from teachers.conditions import Condition
 from teachers.errors import TeacherError
+from teachers.pipelines.families.stock import StockCall
 from teachers.pipelines.loading import Source
 from teachers.prompts.contract import Row
 
@@ -22,7 +23,7 @@ ONE_STREAM = ("to_q", "to_k", "to_v")
 TWO_STREAMS = (*ONE_STREAM, "add_q_proj", "add_k_proj", "add_v_proj")
 
 
-class Family(ABC):
+class Family(StockCall, ABC):
     """Pipelines of one class. Stateless: what depends on a model comes from its configurations."""
 
     #: name of the pipeline's class
@@ -33,8 +34,6 @@ class Family(ABC):
     #: "zeros": not stored, but filled up with zeros again, since the network attends to them. "whole": left as encoded,
     #: since the network attends to it and it is not zero.
     text: ClassVar[Literal["masked", "zeros", "whole"]]
-    #: tokens of a prompt that the pipeline's call reads by default
-    tokens: ClassVar[int]
     #: keys of the transformer's configuration: width of the text embedding, and of a pooled one if there is one
     text_width: ClassVar[str]
     pooled_width: ClassVar[str | None] = None
@@ -44,15 +43,13 @@ class Family(ABC):
     from_noise: ClassVar[bool] = False
     #: whether a model of this family may take guidance as an input (`guidance_embeds` of its configuration)
     may_embed_guidance: ClassVar[bool] = False
-    #: whether the pipeline hands linspace(1, 1 / N, N) to the scheduler itself
-    given_sigmas: ClassVar[bool] = False
     #: what height and width have to be multiples of, beyond what the autoencoder asks for
     patch: ClassVar[int] = 2
     #: frames of a video by default; None: images
     frames: ClassVar[int | None] = None
     lora_targets: ClassVar[tuple[str, ...]] = ONE_STREAM
 
-    def check(self, source: Source) -> None:  # noqa: B027 (most families cover every variant)
+    def check(self, source: Source) -> None:
         """Raises TeacherError for a variant that the family's facts do not hold for."""
 
     def pixels(self, transformer: Mapping[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from teachers.pipelines.families.contract import (
 from teachers.prompts.contract import Row
 
 _LABELS = 1000.0
+_POOLED = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 
 
 class StableDiffusion3(Family):
@@ -38,6 +39,7 @@ class StableDiffusion3(Family):
     tokens = 256
     leading_tokens = 77
     text_width, pooled_width = "joint_attention_dim", "pooled_projection_dim"
+    named = _POOLED
     lora_targets = TWO_STREAMS
 
     def pixels(self, transformer: Mapping[str, Any]) -> tuple[int, int]:
@@ -86,6 +88,11 @@ class AuraFlow(Family):
         )  # fmt: skip
         return filled_rows(text)
 
+    def embeddings(self, condition: Condition) -> dict[str, Tensor | list[Tensor]]:
+        """With a mask, which the call asks for and leaves unused: padding is zeros already."""
+        text = condition["text"]
+        return {"prompt_embeds": text, "prompt_attention_mask": torch.ones(text.shape[:2], dtype=torch.long)}
+
     def predict(
         self, network: nn.Module, x: Tensor, time: Tensor, condition: Condition, architecture: Mapping[str, Any]
     ) -> Tensor:
@@ -101,6 +108,7 @@ class Flux(Family):
     text = "whole"
     tokens = 512
     text_width, pooled_width = "joint_attention_dim", "pooled_projection_dim"
+    named = _POOLED
     may_embed_guidance = True
     given_sigmas = True
     lora_targets = TWO_STREAMS
@@ -128,6 +136,27 @@ class Flux(Family):
         )[0]  # fmt: skip
         return unpacked(tokens, height, width)
 
+    def guidance(self, settings: Any, architecture: Mapping[str, Any]) -> dict[str, float]:
+        """What the network was told in training, if it is told anything."""
+        return {"guidance_scale": settings.guidance} if _embeds_guidance(architecture) else dict(self.unguided)
+
+    def notes(self, settings: Any, architecture: Mapping[str, Any]) -> list[str]:
+        """That guidance is an input."""
+        if not _embeds_guidance(architecture):
+            return []
+        return [
+            f"`guidance_scale={settings.guidance}` is an input of this network, and the only value that the student "
+            "was trained with: with another one, which may be the pipeline's own default, it gives other samples."
+        ]
+
+    def handed(self, latents: Tensor) -> Tensor:
+        """As tokens."""
+        return packed(latents)
+
+    def returned(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """From tokens."""
+        return unpacked(latents, *shape[-2:])
+
 
 class QwenImage(Family):
     """Qwen-Image: a vision-language model's last hidden states with a mask; guided tokens keep the conditional norm."""
@@ -136,7 +165,9 @@ class QwenImage(Family):
     text = "masked"
     tokens = 512
     text_width = "joint_attention_dim"
+    named: ClassVar[Mapping[str, str]] = {"text": "prompt_embeds", "text_mask": "prompt_embeds_mask"}
     given_sigmas = True
+    unguided: ClassVar[Mapping[str, float]] = {"true_cfg_scale": 1.0}
     lora_targets = TWO_STREAMS
 
     def channels(self, transformer: Mapping[str, Any]) -> int:
@@ -173,6 +204,14 @@ class QwenImage(Family):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """The only frame."""
         return vae.decode(normalised(vae, latents[:, :, None]), return_dict=False)[0][:, :, 0]
+
+    def handed(self, latents: Tensor) -> Tensor:
+        """As tokens."""
+        return packed(latents)
+
+    def returned(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """From tokens."""
+        return unpacked(latents, *shape[-2:])
 
 
 class Lumina2(Family):
@@ -224,6 +263,8 @@ class ZImage(Family):
     text_width = "cap_feat_dim"
     from_noise = True
     given_sigmas = True
+    unguided: ClassVar[Mapping[str, float]] = {"guidance_scale": 0.0}
+    mixes_types = True
 
     def embed(self, pipeline: Any, texts: Sequence[str], negative: bool, tokens: int) -> list[Row]:
         """The second to last hidden states of real tokens."""
@@ -234,6 +275,19 @@ class ZImage(Family):
         self, network: nn.Module, x: Tensor, time: Tensor, condition: Condition, architecture: Mapping[str, Any]
     ) -> Tensor:
         """Told 1 - sigma."""
-        lengths = condition["text_mask"].sum(dim=1).tolist()
-        texts = [row[:length] for row, length in zip(condition["text"], lengths, strict=True)]
+        texts = _cut(condition)
         return torch.stack(network(list(x[:, :, None].unbind()), time, texts, return_dict=False)[0])[:, :, 0]
+
+    def embeddings(self, condition: Condition) -> dict[str, Tensor | list[Tensor]]:
+        """A list, each prompt's of its own length."""
+        return {"prompt_embeds": _cut(condition)}
+
+
+def _embeds_guidance(architecture: Mapping[str, Any]) -> bool:
+    return bool(architecture["transformer"].get("guidance_embeds"))
+
+
+def _cut(condition: Condition) -> list[Tensor]:
+    """The prompts' own tokens [n_i, width]."""
+    lengths = condition["text_mask"].sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(condition["text"], lengths, strict=True)]

@@ -16,7 +16,6 @@ from teachers.pipelines.loading import Source
 from teachers.prompts.contract import Row
 
 _LABELS = 1000.0
-_FRAMES_PER_SECOND = 25  # that LTX-Video's pipeline tells its network by default
 
 
 class Wan(Family):
@@ -27,6 +26,8 @@ class Wan(Family):
     tokens = 512
     text_width = "text_dim"
     frames = 81
+    frames_per_second = 16
+    mixes_types = True
 
     def check(self, source: Source) -> None:
         """One network for all times."""
@@ -73,6 +74,7 @@ class LTXVideo(Family):
     given_sigmas = True
     patch = 1
     frames = 161
+    frames_per_second = 25
 
     def check(self, source: Source) -> None:
         """One token a latent, as in every published model."""
@@ -106,12 +108,20 @@ class LTXVideo(Family):
         frames, height, width = x.shape[2:]
         of_time, of_space = self.compression(architecture["vae"])
         tokens = network(
-            hidden_states=x.flatten(2).transpose(1, 2), encoder_hidden_states=condition["text"],
+            hidden_states=self.handed(x), encoder_hidden_states=condition["text"],
             timestep=_LABELS * time, encoder_attention_mask=condition["text_mask"],
             num_frames=frames, height=height, width=width,
-            rope_interpolation_scale=(of_time / _FRAMES_PER_SECOND, of_space, of_space), return_dict=False,
+            rope_interpolation_scale=(of_time / self.frames_per_second, of_space, of_space), return_dict=False,
         )[0]  # fmt: skip
-        return tokens.transpose(1, 2).reshape(x.shape)
+        return self.returned(tokens, tuple(x.shape[1:]))
+
+    def handed(self, latents: Tensor) -> Tensor:
+        """As tokens, one a latent."""
+        return latents.flatten(2).transpose(1, 2)
+
+    def returned(self, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """From tokens."""
+        return latents.transpose(1, 2).reshape(-1, *shape)
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """All frames; an autoencoder that takes a time is told that nothing is left to denoise, as by default."""

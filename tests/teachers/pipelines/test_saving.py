@@ -87,8 +87,9 @@ def noise(teacher):
 def drawn(teacher, folder, steps, *, adapter, embedded=False):
     """What the fresh process would return."""
     job = saving.job(teacher, folder, steps, PROMPTS, adapter=adapter)
-    given = saving.call_embeddings(teacher.encode(PROMPTS)) if embedded else {}
-    return plain.drawn(plain.opened(json.loads(json.dumps(job))), job, noise(teacher), given)
+    given = saving.inputs(teacher, noise(teacher), teacher.encode(PROMPTS))
+    start = given.pop("latents")
+    return plain.drawn(plain.opened(json.loads(json.dumps(job))), job, start, given if embedded else {})
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (2, 3.0), (4, 3.0)])
@@ -200,41 +201,6 @@ def test_code_of_a_repository_is_not_copied(teacher, tiny_sana, tmp_path):
     stub = SimpleNamespace(source=Source("base", base), network_part="transformer")
     with pytest.raises(TeacherError, match="code of the repository"):
         list(saving.copied_files(stub))
-
-
-def test_the_call_reads_prompts_as_the_student_did(tiny_sana, teacher):
-    assert "complex_human_instruction" not in saving.call(teacher, 2)
-    assert saving.call(teacher, 2)["num_inference_steps"] == 2 and saving.call(teacher, 2)["guidance_scale"] == 1.0
-    bare = loaded(tiny_sana, instruction=False, max_sequence_length=77)
-    asked = saving.call(bare, 1)
-    assert asked["complex_human_instruction"] is None and asked["max_sequence_length"] == 77
-    assert any("complex_human_instruction=None" in note for note in saving.notes(bare, 1, adapter=True))
-    assert "complex_human_instruction=None" in saving.usage(bare, 1, "a fox", adapter=True, dtype="fp32")
-
-
-def test_the_code_names_the_base_as_others_find_it(teacher, tiny_sana):
-    code = saving.usage(teacher, 1, "a fox", adapter=True, dtype="bf16")
-    assert str(tiny_sana) not in code and '"path/to/the/base"' in code and "torch.bfloat16" in code
-    hub = loaded(tiny_sana)
-    hub._source = Source("owner/name", tiny_sana, commit="c" * 40, variant="fp16")
-    code = saving.usage(hub, 1, "a fox", adapter=True, dtype="bf16")
-    assert f'from_pretrained("owner/name", revision="{"c" * 40}", variant="fp16", torch_dtype=types)' in code
-    assert "owner/name" not in saving.usage(hub, 1, "a fox", adapter=False, dtype="bf16")
-
-
-@pytest.mark.parametrize(
-    ("card", "found"),
-    [
-        ("---\nlicense: mit\ntags: [a]\n---\n# Base", {"license": "mit"}),
-        ("---\nlicense: other\nlicense_name: own\n---\n", {"license": "other", "license_name": "own"}),
-        ("---\ntags: [a]\n---\nlicense: no\n", {}), ("---\nlicense: [\n---\n", {}), ("# Base\nlicense: mit", {}),
-        (None, {}),
-    ],
-)  # fmt: skip
-def test_the_licence_is_what_the_base_s_card_states(tmp_path, card, found):
-    if card is not None:
-        (tmp_path / "README.md").write_text(card)
-    assert saving.licence(Source("base", tmp_path)) == found
 
 
 def test_the_program_cannot_import_mfd():
