@@ -46,6 +46,8 @@ class Teacher(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ()
     #: earliest time the family's networks know; a student is told times from here to 1 instead of from 0
     first_time: ClassVar[float] = 0.0
+    #: whether every layer of the network has the batch as its first axis, so that rows may use different adapters
+    rows_first: ClassVar[bool] = False
     #: whether guidance is an input of the network, set by `settings.guidance`, instead of two evaluations of it
     guidance_embedded: bool = False
     #: samples that a picture shows, and samples computed at once, unless asked otherwise

@@ -74,8 +74,8 @@ class Optimizer(Strict):
 
     type: Literal["adamw", "adam", "adamw8bit"] = Field(
         "adamw",
-        description="adam couples weight decay into the gradient; adamw8bit: moments of one byte each, an eighth to a "
-        "quarter of the memory (extra `8bit`, CUDA).",
+        description="adam couples weight decay into the gradient; adamw8bit: moments of one byte each, a quarter of "
+        "the memory (extra `8bit`).",
     )
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of the first and second moment, in [0, 1).")

@@ -20,6 +20,7 @@ from mfd_cli.methods.base import Batch, Loss, Method, MethodSettings
 from mfd_cli.methods.matching import flow_matching_loss, surrogate_loss
 from mfd_cli.methods.times import Times, intervals
 from mfd_cli.solvers import integrate
+from teachers.guidance import SideBySide
 from teachers.settings import Strict
 
 
@@ -70,9 +71,7 @@ class MeanFlowDistillation(Method):
     @torch.no_grad()
     def direction(self, batch: Batch, x_s: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """D = U_phi - U_teacher [B, ...] at X_s over [s, t]."""
-        solver = self.settings.solver
-        auxiliary, teacher = (
-            integrate(field, x_s, s, t, rule=solver.type, steps=solver.steps, step_size=solver.step_size)
-            for field in (batch.auxiliary, batch.teacher)
-        )
-        return auxiliary.average_velocity - teacher.average_velocity
+        solver, both = self.settings.solver, SideBySide(batch.auxiliary, batch.teacher)
+        start = torch.stack([x_s, x_s], dim=1)
+        found = integrate(both, start, s, t, rule=solver.type, steps=solver.steps, step_size=solver.step_size)
+        return found.average_velocity[:, 0] - found.average_velocity[:, 1]

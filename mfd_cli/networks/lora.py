@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,9 +45,12 @@ class SharedBase:
     ) -> None:
         self.base = base.requires_grad_(False)
         self._active: list[str] = []
+        #: adapter of the first rows of a call, and their number; all other rows see the base
+        self._first_rows: tuple[str, int] | None = None
         self._layers = _inject(base, rank, alpha, targets, names, seed)
         for layer in self._layers.values():
             layer._active_adapter = self._active
+            layer.register_forward_hook(self._add_to_first_rows)
         self.networks = {name: AdaptedNetwork(self, name) for name in names}
 
     @contextlib.contextmanager
@@ -58,6 +62,25 @@ class SharedBase:
             yield
         finally:
             self._active[:] = before
+
+    @contextlib.contextmanager
+    def using_for_rows(self, name: str, rows: int) -> Iterator[None]:
+        """Has forward passes inside the block use an adapter for their first rows and none for the others."""
+        self._first_rows = name, rows
+        try:
+            yield
+        finally:
+            self._first_rows = None
+
+    def _add_to_first_rows(self, layer: Any, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """What a layer adds under `using_for_rows`, in place: only for passes without gradient."""
+        if self._first_rows is None:
+            return None
+        name, rows = self._first_rows
+        down, up = layer.lora_A[name], layer.lora_B[name]
+        change = up(down(arguments[0][:rows].to(down.weight.dtype))) * layer.scaling[name]
+        output[:rows] = (output[:rows] + change).to(output.dtype)
+        return output
 
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's matrices under the names that peft's files have."""
@@ -102,6 +125,31 @@ class AdaptedNetwork(nn.Module):
         """The base's forward pass under the adapter."""
         with self._shared.using(self._name):
             return self._shared.base(*arguments, **named)
+
+    def beside(self, other: nn.Module, rows: int) -> _FirstRows | None:
+        """A network whose first rows see this adapter and the others `other`, which is the base; None if it is not.
+
+        For passes without gradient through networks whose layers all have the batch as their first axis.
+        """
+        return _FirstRows(self._shared, self._name, rows) if other is self._shared.base else None
+
+
+@dataclass(frozen=True)
+class _FirstRows:
+    """The base, called with an adapter for the first rows of a batch."""
+
+    shared: SharedBase
+    name: str
+    rows: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that the base computes in."""
+        return next(self.shared.base.parameters()).dtype
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with self.shared.using_for_rows(self.name, self.rows):
+            return self.shared.base(*arguments, **named)
 
 
 def enable_checkpointing(network: nn.Module, function: Any = None) -> None:

@@ -139,19 +139,19 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
     """The optimizer of a settings block over a network's trainable parameters.
 
     Raises:
-        MfdError: 8-bit AdamW without its package, or without a CUDA device.
+        MfdError: 8-bit AdamW without its package.
     """
     trained = [value for value in network.parameters() if value.requires_grad]
     shared = {
         "lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay
     }  # fmt: skip
     if settings.type == "adamw8bit":
-        return _adamw_8bit(trained[0].device)(trained, **shared)
+        return _adamw_8bit()(trained, **shared)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.type]
     return kind(trained, **shared, fused=True)
 
 
-def _adamw_8bit(device: torch.device) -> Any:
+def _adamw_8bit() -> Any:
     """The class of AdamW whose moments take a byte each (Dettmers et al. 2021, arXiv 2110.02861)."""
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -161,8 +161,6 @@ def _adamw_8bit(device: torch.device) -> Any:
             allowed="adamw, adam",
             do="pip install 'mfd[8bit]'",
         ) from error
-    if device.type != "cuda":
-        raise MfdError(f"optim type adamw8bit on {device.type}: needs a CUDA device", allowed="adamw, adam")
     return AdamW8bit
 
 

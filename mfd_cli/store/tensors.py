@@ -15,6 +15,9 @@ from mfd_cli.errors import MfdError
 from mfd_cli.store.files import write_bytes
 from teachers.weights import HEADER, load_into, read_header, read_tensors
 
+#: what 8-bit optimizers keep of large parameters besides moments in the parameter's shape: tables and block scales
+_QUANTISED = frozenset({"qmap1", "qmap2", "absmax1", "absmax2"})
+
 __all__ = ["load_into", "optimizer_tensors", "read_header", "read_tensors", "restore_optimizer", "write_tensors"]
 
 
@@ -56,12 +59,12 @@ def restore_optimizer(
         name, _, key = full.rpartition("/")
         if name not in positions:
             raise MfdError(f"{path}: optimizer state for an unknown parameter {name}")
-        if value.dim() and value.shape != shapes[positions[name]]:
+        if value.dim() and key not in _QUANTISED and value.shape != shapes[positions[name]]:
             raise MfdError(
                 f"{path}: {full} has shape {list(value.shape)}, its parameter {list(shapes[positions[name]])}"
             )
         state.setdefault(positions[name], {})[key] = value
-    keys = {frozenset(entry) for entry in state.values()}
+    keys = {frozenset(entry.keys() - _QUANTISED) for entry in state.values()}
     if state and (len(state) != len(names) or len(keys) != 1):
         raise MfdError(f"{path}: optimizer state of {len(state)} of {len(names)} parameters, or incomplete")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

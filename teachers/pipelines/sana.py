@@ -83,6 +83,7 @@ class SanaTeacher(PipelineTeacher):
     Settings = SanaSettings
     stock: ClassVar[StockCall] = _SanaCall()
     first_time = 1 - _LARGEST_LABEL / 1000
+    rows_first = True
 
     @classmethod
     def describe(cls, source: loading.Source, settings: Any) -> dict[str, Any]:

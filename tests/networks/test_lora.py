@@ -9,8 +9,10 @@ from mfd_cli.config.schema import Lora, Optimizer
 from mfd_cli.errors import MfdError
 from mfd_cli.networks.lora import SharedBase, base_state, merged
 from mfd_cli.networks.roles import build_roles
+from mfd_cli.solvers import integrate
 from mfd_cli.store.student import fingerprint
 from mfd_cli.training.workshop import build
+from teachers.guidance import SideBySide, VelocityField
 from teachers.pipelines.sana import SanaSettings, SanaTeacher
 
 NAMES = ["student", "aux"]
@@ -161,6 +163,50 @@ def test_checkpointed_activations_are_computed_under_the_adapter_of_the_forward_
         loss.backward()
         gradients.append([value.grad for value in student.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auxiliary_and_guided_teacher_in_one_call_are_what_they_are_apart(tiny_sana, monkeypatch, dtype):
+    teacher = sana(tiny_sana)
+    teacher.network.to(dtype)
+    shared = SharedBase(teacher.network, rank=4, alpha=6, targets=teacher.lora_targets, names=NAMES)
+    for seed, network in enumerate(shared.networks.values()):
+        randomise(network, seed)
+    calls = []
+    teacher.network.register_forward_hook(lambda module, given, output: calls.append(len(given[0])))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, *teacher.sample_shape, generator=generator)
+    s, t = torch.tensor([[0.0, 0.9], [0.1, 0.15], [0.5, 0.5], [0.2, 0.6], [0.3, 1.0]]).T
+    condition = teacher.encode(["a fox", "a boat on the sea", "x", "", "red"])
+    found, counted = [], []
+    for together in (True, False):
+        fields = [VelocityField(teacher, shared.networks["aux"], condition),
+                  VelocityField(teacher, teacher.network, condition, 4.5)]  # fmt: skip
+        calls.clear()
+        with torch.no_grad():
+            if together:
+                start = torch.stack([x, x], dim=1)
+                average = integrate(SideBySide(*fields), start, s, t, rule="ab2", step_size=0.2).average_velocity
+                assert calls == [15, 9, 6, 6, 3]  # three rows for each sample that still moves
+            else:
+                apart = [integrate(field, x, s, t, rule="ab2", step_size=0.2).average_velocity for field in fields]
+                average = torch.stack(apart, dim=1)
+                assert len(calls) == 10
+        found.append(average)
+        counted.append([field.evaluations.rows for field in fields])
+    assert counted[0] == counted[1] == [13, 26]
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(*found, atol=tolerance, rtol=tolerance)
+    assert float((found[0][:, 0] - found[0][:, 1]).abs().max()) > 0.5  # two fields, not one
+
+
+def test_one_call_is_for_a_base_and_its_own_adapter_without_gradient(tiny_sana):
+    teacher, other = sana(tiny_sana), sana(tiny_sana)
+    shared = SharedBase(teacher.network, rank=4, alpha=4, targets=teacher.lora_targets, names=NAMES)
+    assert shared.networks["aux"].beside(other.network, 1) is None
+    condition, x = teacher.encode(["a fox"]), torch.randn(1, 2, *teacher.sample_shape)
+    fields = [VelocityField(teacher, network, condition) for network in (shared.networks["aux"], teacher.network)]
+    assert SideBySide(*fields)(x, torch.tensor([0.5])).requires_grad  # apart, so that a gradient may be taken
 
 
 def test_a_network_without_checkpointing_is_refused():
