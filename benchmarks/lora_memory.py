@@ -137,7 +137,7 @@ def measure(model: str, rank: int, checkpointing: bool, args: Any) -> dict[str, 
             f"teacher.model={name}", "teacher.dtype=bf16", f"teacher.resolution={args.resolution}",
             f"student.lora.rank={rank}", f"train.batch_size={args.batch}", "method.aux_updates=1",
             f"train.checkpointing={str(checkpointing).lower()}", "train.precision=bf16",
-            "method.solver.type=euler", "method.solver.step_size=0.5", *args.overrides,
+            "method.solver={type: euler, step_size: 0.5}", *args.overrides,
         ]  # fmt: skip
         workshop = build(load_recipe("sana-tiny", settings), args.device, random_weights=True)
     trainer = workshop.trainer()

@@ -304,7 +304,7 @@ def compare(
         tally.evaluations = tally.evaluations[0] + mine, tally.evaluations[1] + theirs
         if images is not None and kind == "student":
             target = images / "sample.png"
-            tally.decode.append(measured(lambda s=samples, p=target: [published.write_image(one, p) for one in s]))  # type: ignore[misc]
+            tally.decode.append(measured(lambda s=samples, p=target: [published.write_image(one, p) for one in s]))
     return tallies
 
 
@@ -314,8 +314,8 @@ def measure(model: str, args: Any) -> dict[str, Any]:
         prompts = [] if args.whole_prompts else [f"data.path={_cut_prompts(folder)}"]
         settings = [
             f"teacher.model={model}", f"teacher.resolution={args.resolution}", "teacher.instruction=false",
-            f"train.batch_size={args.batch}", "method.aux_updates=1", "method.solver.type=euler",
-            f"method.solver.step_size={STEP_SIZE}", f"data.cache={folder}", *prompts, *args.overrides,
+            f"train.batch_size={args.batch}", "method.aux_updates=1",
+            f"method.solver={{type: euler, step_size: {STEP_SIZE}}}", f"data.cache={folder}", *prompts, *args.overrides,
         ]  # fmt: skip
         workshop, trainer = trainer_of(load_recipe("sana-tiny", settings), args.device)
         workshop.data.prepare(lambda done, of: None)
@@ -336,8 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = options(__doc__)
     parser.add_argument("--model", nargs="+", default=list(MODELS), help="pipelines (default: both that mfd builds)")
     parser.add_argument("--resolution", type=int, default=256, help="pixels a side (default: 256)")
-    parser.add_argument("--batch", type=int, default=16, help="mfd's batch (default: 16)")
-    parser.add_argument("--rounds", type=int, default=7, help="batches timed of each kind of update (default: 7)")
+    parser.add_argument("--batch", type=int, default=32, help="mfd's batch (default: 32)")
+    parser.add_argument("--rounds", type=int, default=4, help="batches timed of each kind of update (default: 4)")
     parser.add_argument("--decode", action="store_true", help="also time decoding and writing an image a sample")
     parser.add_argument("--whole-prompts", action="store_true", help="as they are: as many tokens as characters")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall or CPU time (default: wall)")

@@ -1,9 +1,10 @@
 """The finished student on disk: `model.safetensors` and `config.json`, or one file that carries its config.
 
-The config is all that sampling needs besides the weights:
+The config is all that sampling needs besides the weights (for an adapter: besides those of its teacher, too):
 
     format, mfd_version, teacher (its settings), architecture, method, update, ema, identity (of the teacher),
-    student {steps, shift, sampler, grid, weights}, data (its settings), recipe (complete),
+    student {steps, shift, sampler, grid, weights, lora {rank, alpha, targets} or null, first_time},
+    data (its settings), recipe (complete),
     weights_sha256 (of the tensors), config_sha256 (of all this)
 """
 

@@ -23,12 +23,15 @@ from mfd_cli.training.folder import describe
 from mfd_cli.training.savings import out_of_memory, savings
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import Workshop, build
-from teachers.conditions import Condition
+from teachers.conditions import Condition, rows
+from teachers.guidance import VelocityField
 
 #: updates of a kind are repeated until so many seconds or updates are measured, since intervals differ in length
 _SECONDS, _UPDATES = 10.0, 20
 #: an update that takes longer than this is not run once more to warm up
 _SLOW = 5.0
+#: evaluations a sample that a student update is guessed to take, and seconds of an update that are worth a warning
+_TYPICAL_EVALUATIONS, _LONG = 25, 120.0
 #: share of the memory from which a run is called tight
 _TIGHT = 0.9
 
@@ -110,6 +113,7 @@ def rehearse(
     workshop.batches = _SameConditions(
         **{entry.name: getattr(workshop.batches, entry.name) for entry in fields(Batches)}
     )
+    _forewarn(result, workshop)
     trainer = workshop.trainer()
     student = loaded.recipe.train.updates
     _measure_update(result, workshop, trainer, "auxiliary update", 0, student * loaded.recipe.method.aux_updates)
@@ -173,6 +177,23 @@ def _measure_data(result: Rehearsal, workshop: Workshop) -> None:
         workshop.teacher.encode(workshop.teacher.examples(_shown(workshop)))
     result.phases[-1].seconds /= workshop.batches.rows + _shown(workshop) if needed else 1
     workshop.data.release()
+
+
+def _forewarn(result: Rehearsal, workshop: Workshop) -> None:
+    """Says so before updates are run that will take minutes, by the time of a single evaluation."""
+    _, condition = workshop.batches.part(0, 0)
+    velocity = VelocityField(workshop.teacher, workshop.teacher.network, rows(condition, slice(0, 1)))  # type: ignore[arg-type]
+    device, batch = workshop.accelerator.device, workshop.recipe.train.batch_size
+    x, t = torch.zeros(1, *workshop.teacher.sample_shape, device=device), torch.zeros(1, device=device)
+    began = time.perf_counter()
+    with torch.no_grad(), workshop.accelerator.autocast():
+        float(velocity(x, t).sum())
+    seconds = time.perf_counter() - began
+    if seconds * batch * _TYPICAL_EVALUATIONS > _LONG:
+        result.say(
+            f"an evaluation of one sample takes {seconds:.2g} s here, so an update of {batch} about "
+            f"{duration(seconds * batch * _TYPICAL_EVALUATIONS)}; --set train.batch_size=1 shortens the rehearsal"
+        )
 
 
 def _measure_update(result: Rehearsal, workshop: Workshop, trainer: Trainer, name: str, first: int, count: int) -> None:

@@ -13,6 +13,7 @@ from mfd_cli import __version__
 from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid
+from mfd_cli.inference.memory import keep_freed_memory
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Roles, build_roles
@@ -112,6 +113,8 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     # Accelerate keeps the first device and precision of a process for good; a second run may want others
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     family: Any = teacher_registry.get(recipe.teacher.type)
     source: Any = data_registry.get(recipe.data.type)
     if not random_weights:

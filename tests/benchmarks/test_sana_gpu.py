@@ -53,7 +53,7 @@ def test_a_quick_run_on_the_cpu(module, tmp_path, monkeypatch):
     path, picture = tmp_path / "found.json", tmp_path / "found.png"
     module.main([
         "--device", "cpu", "--recipe", "sana-tiny", "--quick", "--batches", "1", "2", "--json", str(path),
-        "--plot", str(picture), "--set", "method.solver.step_size=0.5",
+        "--plot", str(picture), "--set", "method.solver={type: euler, step_size: 0.5}",
     ])  # fmt: skip
     found = json.loads(path.read_text())
     assert [(row["batch"], row["checkpointing"]) for row in found["updates"]] == [

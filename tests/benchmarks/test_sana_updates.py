@@ -12,7 +12,7 @@ pytest.importorskip("peft")
 
 SETTINGS = (
     "teacher.resolution=64", "teacher.instruction=false", "train.batch_size=4", "train.precision=fp32",
-    "method.aux_updates=1", "method.solver.type=euler", "method.solver.step_size=0.02",
+    "method.aux_updates=1", "method.solver={type: euler, step_size: 0.02}",
 )  # fmt: skip
 
 

@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import Interrupted, MfdError
+from mfd_cli.inference import metrics
 from mfd_cli.inference.sampler import load_student, load_teacher
 from mfd_cli.store.student import read_student
+from mfd_cli.store.tensors import read_tensors
 from mfd_cli.training import run as story
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.reporting import Reporter
@@ -167,3 +170,38 @@ def test_prompts_for_a_teacher_without_text_are_refused():
 def test_lora_without_named_layers_is_refused():
     with pytest.raises(MfdError, match=r"student\.lora\.targets"):
         build(load_recipe("digits", ["student.weights=lora"]), "cpu")
+
+
+@pytest.mark.slow
+def test_the_shipped_recipe_brings_the_student_close_to_its_teacher():
+    folder = distill("sana-tiny", output="run")
+    student, teacher = load_student(folder.root), load_teacher(folder.root)
+    texts = [f"a {colour} {thing}" for colour in ("red", "pale", "dark") for thing in ("fox", "boat", "tree", "house")]
+
+    def latents(sampler, steps, seed, guidance=None):
+        condition = sampler.teacher.encode(texts * 40)
+        noise = sampler.noise(len(texts) * 40, seed=seed)
+        return sampler.generate(noise, condition, steps=steps, guidance=guidance).flatten(1)
+
+    def distance(rows):
+        wanted = metrics.moments(latents(teacher, 20, 1))
+        return float(metrics.frechet_between(metrics.moments(rows), wanted, metrics.symmetric_root(wanted.covariance)))
+
+    one_step, twenty, own = latents(teacher, 1, 0), latents(teacher, 20, 0), latents(student, 1, 0)
+    assert distance(own) < 0.3 * distance(one_step)
+    assert distance(twenty) < 0.1 * distance(one_step)  # the measure can tell them apart
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_student_as_one(start):
+    settings = [part for item in FEW for part in ("--set", item)]
+    for processes, output in ((1, "one"), (2, "two")):
+        process = start(
+            "distill", "sana-tiny", "-o", output, "--device", "cpu", "--processes", str(processes), *settings
+        )
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    one, two = (read_tensors(Path(output) / "student" / "model.safetensors") for output in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4)
+    assert any(value.any() for name, value in two.items() if "lora_B" in name)
