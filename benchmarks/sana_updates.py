@@ -90,10 +90,13 @@ class Published:
         from diffusers import SanaPipeline
         from peft import LoraConfig
 
+        from teachers.pipelines.quiet import quiet
+
         teacher, roles = workshop.teacher, workshop.roles
         settings: Any = teacher.settings
         lora = workshop.recipe.student.adapters
-        pipeline = SanaPipeline.from_pretrained(teacher.source.folder, use_safetensors=True)  # type: ignore[attr-defined]
+        with quiet():
+            pipeline = SanaPipeline.from_pretrained(teacher.source.folder, use_safetensors=True)  # type: ignore[attr-defined]
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(workshop.accelerator.device)
         transformer = pipeline.transformer.requires_grad_(False)
