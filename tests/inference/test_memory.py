@@ -30,7 +30,8 @@ def test_the_machine_has_more_than_this_process_holds():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="an allocator of glibc")
 def test_freed_memory_is_kept_for_the_next_tensor():
     code = (
-        "import resource, sys, torch; from mfd_cli.inference.memory import keep_freed_memory; torch.set_num_threads(1)\n"
+        "import resource, sys, torch; from mfd_cli.inference.memory import keep_freed_memory\n"
+        "torch.set_num_threads(1)\n"
         "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
         "def work():\n"
         "    for _ in range(40): (torch.ones(6_000_000) + 1).sum()\n"
