@@ -109,7 +109,7 @@ def rehearse(
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     with _measured(result, "load", 1, place):
         workshop = build(loaded, device, random_weights=random_weights)
-    _measure_data(result, workshop)
+    _measure_data(result, workshop, random_weights)
     workshop.batches = _SameConditions(
         **{entry.name: getattr(workshop.batches, entry.name) for entry in fields(Batches)}
     )
@@ -167,9 +167,9 @@ class _SameConditions(Batches):
         return super().condition(0, 0)
 
 
-def _measure_data(result: Rehearsal, workshop: Workshop) -> None:
-    """Conditions of one batch: for prompts that are not cached yet, this runs the text encoder."""
-    needed = workshop.data.unprepared()
+def _measure_data(result: Rehearsal, workshop: Workshop, random_weights: bool) -> None:
+    """Conditions of one batch: for prompts that are not cached yet, this runs the text encoder, unless it is random."""
+    needed = 0 if random_weights else workshop.data.unprepared()
     with _measured(
         result, "encode a prompt" if needed else "read conditions", max(1, needed), workshop.accelerator.device
     ):

@@ -51,7 +51,7 @@ def test_a_prompted_teacher_with_random_weights_needs_no_file_and_no_encoder(tmp
     assert shown["parameters, teacher (frozen)"].startswith("54,344 (")
     # rank 8 on 2 x 2 x 3 square layers of width 32
     assert shown["parameters, student"] == shown["parameters, auxiliary"] == "6,144 (24.6 kB)"
-    assert phases(plan)["encode a prompt"].count == 64
+    assert "encode a prompt" not in phases(plan)  # a random encoder's seconds would say nothing
     assert not (tmp_path / "cache" / "embeddings").exists()
 
 
