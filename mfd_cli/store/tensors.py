@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfd_cli.errors import MfdError
 from mfd_cli.store.files import write_bytes
@@ -36,11 +36,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """An optimizer's state as tensors "parameter name/state name"; `names` are its parameters', in their order."""
-    state = optimizer.state_dict()["state"]
+    # not by state_dict(), into which 8-bit optimizers pack dictionaries
     return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for index, name in enumerate(names)
-        for key, value in state.get(index, {}).items()
+        # tables are one tensor for all parameters, which a file cannot say
+        f"{name}/{key}": value.clone() if key in _QUANTISED else torch.as_tensor(value)
+        for name, parameter in zip(names, _parameters(optimizer), strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -54,7 +55,8 @@ def restore_optimizer(
     """
     state: dict[int, dict[str, Tensor]] = {}
     positions = {name: index for index, name in enumerate(names)}
-    shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
+    parameters = _parameters(optimizer)
+    shapes = [value.shape for value in parameters]
     for full, value in tensors.items():
         name, _, key = full.rpartition("/")
         if name not in positions:
@@ -67,4 +69,16 @@ def restore_optimizer(
     keys = {frozenset(entry.keys() - _QUANTISED) for entry in state.values()}
     if state and (len(state) != len(names) or len(keys) != 1):
         raise MfdError(f"{path}: optimizer state of {len(state)} of {len(names)} parameters, or incomplete")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for index, entry in state.items():
+        device = parameters[index].device
+        optimizer.state[parameters[index]] = {key: _placed(value, device) for key, value in entry.items()}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [value for group in optimizer.param_groups for value in group["params"]]
+
+
+def _placed(value: Tensor, device: torch.device) -> Tensor | int:
+    """A state on its parameter's device; a count that was a plain number is one again."""
+    whole = value.dim() == 0 and not value.is_floating_point()
+    return int(value) if whole else value.clone().to(device)

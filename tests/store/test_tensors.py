@@ -141,3 +141,37 @@ def test_a_state_that_does_not_fit_is_an_error_and_not_a_fresh_start() -> None:
         restore_optimizer(optimizer, names, {k: v for k, v in state.items() if not k.startswith(first)}, path)
     with pytest.raises(MfdError, match="shape"):
         restore_optimizer(optimizer, names, {**state, f"{names[0]}/exp_avg": torch.zeros(7)}, path)
+
+
+class ByteMoments(torch.optim.Optimizer):
+    """Keeps what 8-bit optimizers keep: byte moments, block scales, a table shared by all parameters, a plain count."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.table = torch.linspace(-1, 1, 256)
+
+    def state_dict(self) -> dict[str, object]:
+        raise AssertionError("packed into dictionaries by the real ones")
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for value in self.param_groups[0]["params"]:
+            state = self.state[value]
+            if not state:
+                state |= {"step": 0, "state1": torch.zeros(value.shape, dtype=torch.uint8), "qmap1": self.table,
+                          "absmax1": torch.zeros(3)}  # fmt: skip
+            state["step"] += 1
+            state["state1"] += 3
+
+
+def test_states_of_8_bit_optimizers_come_back_as_they_were(tmp_path: Path) -> None:
+    names, parameters = ["a", "b"], [nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(2))]
+    first, second = ByteMoments(parameters), ByteMoments([nn.Parameter(value.clone()) for value in parameters])
+    first.step()
+    first.step()
+    path = tmp_path / "optim.safetensors"
+    write_tensors(path, optimizer_tensors(first, names))
+    restore_optimizer(second, names, read_tensors(path), path)
+    for mine, theirs in zip(first.state.values(), second.state.values(), strict=True):
+        assert theirs["step"] == 2 and type(theirs["step"]) is int
+        assert theirs["state1"].dtype == torch.uint8
+        assert all(torch.equal(mine[key], theirs[key]) for key in ("state1", "qmap1", "absmax1"))
