@@ -55,8 +55,8 @@ def total_memory_mb(device: torch.device | str) -> float | None:
 def keep_freed_memory() -> bool:
     """Has the C library keep freed memory for the next tensor; returns whether it can be told (glibc).
 
-    Otherwise a CPU run returns pages to the system with every large intermediate result and takes them back with the
-    next one, which can cost it a quarter of its time.
+    Otherwise a CPU run returns pages to the system with every large intermediate result, and pays to have them back
+    with the next one.
     """
     if not sys.platform.startswith("linux"):
         return False
