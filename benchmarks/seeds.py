@@ -30,14 +30,15 @@ from workbench import check_targets, deliver, machine, options, run
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import frechet_distance, sliced_wasserstein
-from mfd_cli.inference.quality import Measured, Reference, gap_recovered, judge
+from mfd_cli.inference.metrics import Measured, frechet_distance, sliced_wasserstein
+from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
 from mfd_cli.inference.sampler import load_data, load_student, load_teacher
 from mfd_cli.seeds import order
 from mfd_cli.store.layout import RunFolder
 from teachers.base import Data
 
 SPLITS = 10
+_BATCH = 500
 QUICK = ["train.updates=2", "evaluate.num=0"]
 
 
@@ -59,8 +60,8 @@ def distilled(recipe: str, seed: int, overrides: Sequence[str], folder: Path) ->
 
 
 def floor(data: Data, splits: int) -> dict[str, float] | None:
-    """Every distance between two random halves of the real data, mean over splits; None for endless data."""
-    if data.size is None:
+    """Every distance between two random halves of the real data, mean over splits; None where there is none to draw."""
+    if data.size is None or data.paired:
         return None
     samples = data.reference(None, 0)
     spaces = {name: _whole(space, samples) for name, space in data.spaces().items()}
@@ -75,9 +76,9 @@ def floor(data: Data, splits: int) -> dict[str, float] | None:
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
-def judged(folder: Path, reference: Reference, num: int, seed: int) -> dict[str, Measured]:
+def judged(folder: Path, judge: Judge) -> dict[str, Measured]:
     """Every metric of a run's student."""
-    return judge(load_student(folder), reference.data, num=num, seed=seed, reference=reference)
+    return judge.judge(load_student(folder), steps=None, batch_size=_BATCH)
 
 
 def gaps(
@@ -110,16 +111,16 @@ def _report(args: Any, folders: dict[int, Path], seconds: dict[int, dict[str, fl
     first = next(iter(folders.values()))
     teacher, student = load_teacher(first), load_student(first)
     data = load_data(student.config, teacher.teacher)
-    reference = Reference(data, args.num, args.judging_seed)
+    judge = judge_of(data, args.num, args.judging_seed)
     counts = sorted({*args.steps, student.steps})
     console.note(f"judging the teacher at {', '.join(map(str, counts))} steps and {len(folders)} students")
     by_steps = {
-        count: judge(teacher, data, steps=count, num=args.num, seed=args.judging_seed, reference=reference)
+        count: judge.judge(teacher, steps=count, batch_size=_BATCH)
         for count in counts
     }
     runs = []
     for seed, folder in folders.items():
-        found = judged(folder, reference, args.num, args.judging_seed)
+        found = judged(folder, judge)
         runs.append(
             {"seed": seed, **seconds[seed], "metrics": _values(found), "standard_errors": _errors(found),
              "gap_recovered": gaps(by_steps, found, student.steps)}

@@ -38,10 +38,12 @@ class Teacher(ABC):
     Settings: ClassVar[type[TeacherSettings]] = TeacherSettings
     #: recipe keys of a network to train from nothing, for families that `mfd teachers train` can train
     Network: ClassVar[type[Strict] | None] = None
-    #: what `encode` understands: nothing, class indices, or text
-    condition_kind: ClassVar[Literal["none", "label", "prompt"]] = "none"
-    #: what a decoded sample is: points [D] or images [C, H, W] in [0, 1]; pictures are drawn accordingly
-    sample_kind: ClassVar[Literal["points", "images"]] = "images"
+    #: what `encode` understands: nothing, class indices, text, or numbers of the data's held-out clips
+    condition_kind: ClassVar[Literal["none", "label", "prompt", "clip"]] = "none"
+    #: what a decoded sample is: points [D], images [C, H, W] in [0, 1], or classes of voxels uint8 [F, X, Y, Z]
+    sample_kind: ClassVar[Literal["points", "images", "occupancy"]] = "images"
+    #: frames of a sample, for families that count speed in frames
+    frames: ClassVar[int] = 1
     #: ends of the names of the layers that get adapters under `student.weights: lora`
     lora_targets: ClassVar[tuple[str, ...]] = ()
     #: earliest time the family's networks know; a student is told times from here to 1 instead of from 0
@@ -60,6 +62,13 @@ class Teacher(ABC):
         self.architecture = dict(architecture)
         #: the frozen velocity network; None until `load`
         self.network: nn.Module | None = None
+        #: gives held-out data, for families whose conditions are its items ("clip"); set when the data are loaded
+        self.clips: Callable[[], Data] | None = None
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Raises TeacherError for files that are missing, before anything is loaded, which may take long."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -87,6 +96,20 @@ class Teacher(ABC):
         """The adapter of a network yet to be trained on `data` (`mfd teachers train`); `network` is its `Network`."""
         raise TeacherError(f"a teacher of type '{settings.type}' cannot be trained by mfd")
 
+    def pretrain(self, data: Data, seed: int, report: Callable[[int, int], None]) -> None:
+        """Trains what has to be there before the velocity network, such as a compressor; by default nothing.
+
+        Args:
+            data: what `untrained` was given.
+            seed: of every random number.
+            report: is told how many updates are done, and of how many.
+        """
+        return None
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """What `mfd teachers train` writes and `load` reads: by default the trained network's tensors."""
+        return dict(network.state_dict())
+
     def initial_network(self, seed: int) -> nn.Module:
         """A trainable network that starts as the teacher: by default a copy of its weights."""
         return copy.deepcopy(self.network).train().requires_grad_(True)  # type: ignore[union-attr]
@@ -94,6 +117,17 @@ class Teacher(ABC):
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """u(x, t | condition) [B, ...] of `network`, unguided. x: [B, ...]; t: float32 [B] in [0, 1]."""
         return network(x, t, **condition)
+
+    def branches(self, network: nn.Module, x: Tensor, t: Tensor, pair: Condition) -> Tensor:
+        """Both branches of guidance at the same states [2B, ...]; families whose branches share work do it here.
+
+        Args:
+            network: as for `velocity`.
+            x: states [B, ...].
+            t: times [B].
+            pair: 2B rows, the unconditional half first, as the result's.
+        """
+        return self.velocity(network, torch.cat([x, x]), torch.cat([t, t]), pair)
 
     def null_condition(self, condition: Condition) -> Condition | None:
         """The unconditional counterpart of a batch's condition, same shapes; None if the family has none."""
@@ -147,6 +181,8 @@ class Data(ABC):
 
     #: subclass of teachers.settings.Settings: the recipe keys of this source
     Settings: ClassVar[type] = Settings
+    #: whether each item has one right answer, `truth`, that samples are held against
+    paired: ClassVar[bool] = False
 
     @classmethod
     def check(cls, settings: Any) -> None:
@@ -184,6 +220,10 @@ class Data(ABC):
         """What a dry run with random weights can use where the source's own files may be missing."""
         return cls.load(settings, teacher)
 
+    def held_out(self) -> Data:
+        """What quality is measured on and pictures are drawn of: by default the source itself."""
+        return self
+
     @property
     @abstractmethod
     def size(self) -> int | None:
@@ -200,6 +240,22 @@ class Data(ABC):
     def reference(self, count: int | None, seed: int) -> Tensor:
         """Decoded real samples to measure quality against: all of them, or `count` drawn with `seed` if endless."""
         raise TeacherError("this data source has no reference samples, so quality cannot be measured")
+
+    def truth(self, items: Tensor) -> Tensor:
+        """What really followed, decoded as samples are [B, ...]. Raises TeacherError if there is none, or no file."""
+        raise TeacherError("this data source has no truth to hold samples against, so quality cannot be measured")
+
+    def context(self, items: Tensor) -> Tensor:
+        """What the items' conditions show, decoded, for pictures: [B, frames, ...]. Raises TeacherError as `truth`."""
+        raise TeacherError("this data source has nothing to show of its conditions")
+
+    def baselines(self, items: Tensor) -> Mapping[str, Tensor]:
+        """Answers that need no model, by name, decoded as samples are; models have to be better than these."""
+        return {}
+
+    def groups(self, items: Tensor) -> Tensor:
+        """Numbers int64 [B], equal for items that are not independent of each other, such as clips of one drive."""
+        return items
 
     def spaces(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Feature spaces for the Fréchet distance: metric name to a function from decoded samples to [N, F]."""

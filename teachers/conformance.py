@@ -386,11 +386,11 @@ def _decoded(case: Case) -> Iterator[Finding]:
     kind, contract = case.teacher.sample_kind, _contract("decode")
     with torch.no_grad():
         samples = case.teacher.decode(case.own_samples(_FEW, case.teacher.settings.steps))
-    axes = {"points": 2, "images": 4}[kind]
+    axes = {"points": 2, "images": 4, "occupancy": 5}[kind]
     low, high = float(samples.min()), float(samples.max())
     sound = samples.dim() == axes and len(samples) == _FEW and bool(samples.isfinite().all())
-    if kind == "images":
-        sound = sound and low >= 0 and high <= 1
+    if kind != "points":
+        sound = sound and low >= 0 and high <= {"images": 1, "occupancy": 255}[kind]
     yield Finding("decode", sound, f"{kind} {list(samples.shape)} from {low:.3g} to {high:.3g}", contract)
 
 

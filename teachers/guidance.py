@@ -77,16 +77,17 @@ class VelocityField:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity [B, ...] in at least float32. x: [B, ...]; t: float32 [B]."""
-        return self.outputs(self._teacher.velocity(self._network, *self.inputs(x, t)))
+        if self.cost == 1:
+            return self.outputs(self._teacher.velocity(self._network, *self.inputs(x, t)))
+        self.evaluations.rows += 2 * x.shape[0]
+        return self.outputs(self._teacher.branches(self._network, x, t, self._both()))
 
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """What the network is evaluated on, counted: B rows, or 2B with the unconditional half first."""
         self.evaluations.rows += self.cost * x.shape[0]
         if self.cost == 1:
             return x, t, self._null if self._guidance == 0.0 else self._condition  # type: ignore[return-value]
-        if self._pair is None:
-            self._pair = conditions.stack(self._null, self._condition)  # type: ignore[arg-type]
-        return torch.cat([x, x]), torch.cat([t, t]), self._pair
+        return torch.cat([x, x]), torch.cat([t, t]), self._both()
 
     def outputs(self, velocities: Tensor) -> Tensor:
         """The field's velocity [B, ...] from the network's on `inputs`."""
@@ -94,6 +95,12 @@ class VelocityField:
             return _widen(velocities)
         unconditional, conditional = _widen(velocities).chunk(2)
         return self._teacher.guide(unconditional, conditional, self._guidance)
+
+    def _both(self) -> Condition:
+        """The unconditional condition and the given one, 2B rows, stacked once."""
+        if self._pair is None:
+            self._pair = conditions.stack(self._null, self._condition)  # type: ignore[arg-type]
+        return self._pair
 
     def rows(self, index: Tensor | slice) -> VelocityField:
         """The same field for the selected rows; its evaluations count towards the same counter."""

@@ -10,7 +10,7 @@ from mfd_cli.errors import MfdError
 
 if TYPE_CHECKING:
     from mfd_cli.inference.benchmark import Contestant, Effort
-    from mfd_cli.inference.quality import Reference
+    from mfd_cli.inference.quality import Judge
     from mfd_cli.inference.sampler import Sampler
     from teachers.base import Data
 
@@ -144,13 +144,13 @@ def _effort(student: Sampler, fps: bool, batch_size: int | None, num: int | None
     )
 
 
-def _reference(data: Data, effort: Effort, required: bool, notes: list[str]) -> Reference | None:
+def _reference(data: Data, effort: Effort, required: bool, notes: list[str]) -> Judge | None:
     """What quality is held against; None, with a note, if the data has none and quality was not asked for by name."""
-    from mfd_cli.inference.quality import Reference
+    from mfd_cli.inference.quality import judge_of
     from teachers.base import TeacherError
 
     try:
-        return Reference(data, effort.num, effort.seed)
+        return judge_of(data, effort.num, effort.seed)
     except TeacherError as error:
         if required:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from teachers.base import Data, Teacher
 
 _POINTS = 2000  # samples if --num is left out
-_FORMATS = "a picture (.png), numbers (.npz), or a folder of pictures (no suffix)"
+_FORMATS = "a picture (.png), numbers (.npz), of forecasts a film (.gif), or a folder of pictures (no suffix)"
+_TAKES = {
+    "none": "no conditions",
+    "label": "class indices (--label)",
+    "prompt": "texts (--prompt, --prompts)",
+    "clip": "numbers of held-out clips (--clip)",
+}
 
 
 def sample(
@@ -28,10 +34,11 @@ def sample(
     steps: int | None = None,
     num: int | None = None,
     seed: int = 0,
-    teacher: bool = False,
+    teacher: bool | None = None,
     prompt: Sequence[str] = (),
     prompts: Path | None = None,
     label: Sequence[int] = (),
+    clip: Sequence[int] = (),
     guidance: float | None = None,
     batch_size: int | None = None,
     output: str | Path | None = None,
@@ -45,13 +52,15 @@ def sample(
         steps: the student's Euler steps; those it was made for if None.
         num: number of samples; enough for a picture if None, or one for each prompt.
         seed: sample i has the noise of (seed, i).
-        teacher: whether the teacher samples too, in its own steps.
+        teacher: whether the teacher samples too, in its own steps; None: of forecasts where it can be loaded, else no.
         prompt: texts to draw, repeated until there are `num`.
         prompts: UTF-8 file with one text a line, after those of `prompt`.
         label: class indices, repeated until there are `num`.
+        clip: numbers of held-out clips to forecast, repeated until there are `num`.
         guidance: guidance scale of the teacher if it samples too, else of the student.
         batch_size: samples computed at once; the family's choice if None.
-        output: .png, .npz or a folder; a picture in the run folder (for an export: here) if None.
+        output: .png, .npz, .gif (forecasts) or a folder; a picture in the run folder (for an export: here) if None,
+            of forecasts also films and numbers.
         device: where to compute.
         dtype: precision that networks compute in: fp32, bf16 or fp16.
 
@@ -66,22 +75,25 @@ def sample(
     texts = [*prompt, *(_read_prompts(prompts) if prompts is not None else [])]
     kind = _kind_of(output)
 
-    from mfd_cli.inference.sampler import load_student, load_teacher
+    from mfd_cli.inference.sampler import load_student
     from mfd_cli.store.layout import find
 
     path = find(run)
     student = load_student(path, device=device, dtype=dtype)
-    asked, count = _asked(student.teacher, texts, label, num)
+    student.find_clips()
+    asked, count = _asked(student.teacher, {"prompt": texts, "label": label, "clip": clip}, num)
     _check_kind(student.teacher, kind, count)
     steps = steps or student.steps
-    _warn_student(student, steps, None if teacher else guidance)
-    samplers = [(student if teacher or guidance is None else replace(student, guidance=guidance), steps)]
-    if teacher:
-        loaded = load_teacher(path, device=device, dtype=dtype)
+    loaded = _teacher(path, student, teacher, device, dtype)
+    _warn_student(student, steps, None if loaded else guidance)
+    samplers = [(student if loaded or guidance is None else replace(student, guidance=guidance), steps)]
+    if loaded is not None:
         samplers.insert(0, (loaded if guidance is None else replace(loaded, guidance=guidance), loaded.steps))
-    target = _default_output(path, student, steps, seed, teacher) if output is None else Path(output)
+    target = _default_output(path, student, steps, seed, bool(teacher)) if output is None else Path(output)
     request = {"count": count, "seed": seed, "asked": asked, "batch_size": batch_size}
-    if kind == "png":
+    if student.teacher.sample_kind == "occupancy":
+        _write_forecasts(target, kind if output is not None else "all", samplers, request)
+    elif kind == "png":
         _write_picture(target, samplers, request)
     elif kind == "npz":
         _write_numbers(target, samplers, request)
@@ -125,32 +137,45 @@ def _kind_of(output: str | Path | None) -> str:
         if path.is_file():
             raise MfdError(f"-o {path} is a file, not a folder", allowed=_FORMATS)
         return "folder"
-    if path.suffix.lower() not in (".png", ".npz"):
+    if path.suffix.lower() not in (".png", ".npz", ".gif"):
         raise MfdError(f"-o {path}: no format '{path.suffix}'", allowed=_FORMATS)
     return path.suffix.lower()[1:]
 
 
 def _asked(
-    teacher: Teacher, texts: Sequence[str], labels: Sequence[int], num: int | None
+    teacher: Teacher, given: Mapping[str, Sequence[int | str]], num: int | None
 ) -> tuple[list[int | str] | None, int]:
-    """The condition of each sample (None: the family's examples) and their number."""
+    """The condition of each sample (None: the family's examples) and their number; `given` by the flags' names."""
     kind, name = teacher.condition_kind, teacher.settings.type
-    takes = {"none": "no conditions", "label": "class indices (--label)", "prompt": "texts (--prompt, --prompts)"}[kind]
-    for flag, given, wanted in (("--prompt", texts, "prompt"), ("--label", labels, "label")):
-        if given and kind != wanted:
-            raise MfdError(f"{flag}: the family '{name}' takes no {wanted}s", allowed=f"'{name}' takes {takes}")
-    wanted_items: list[int | str] = [*texts, *labels]
-    if not wanted_items:
+    for flag, items in given.items():
+        if items and flag != kind:
+            raise MfdError(f"--{flag}: the family '{name}' takes no {flag}s", allowed=f"'{name}' takes {_TAKES[kind]}")
+    wanted = list(given.get(kind, ()))
+    if not wanted:
         return None, num or (_POINTS if teacher.sample_kind == "points" else teacher.shown)
-    count = num or (len(texts) if texts else max(teacher.shown, len(labels)))
-    if count < len(wanted_items):
+    count = num or (max(teacher.shown, len(wanted)) if kind == "label" else len(wanted))
+    if count < len(wanted):
         raise MfdError(
-            f"--num {count} for {len(wanted_items)} {'prompts' if texts else 'labels'}",
-            allowed=f"at least {len(wanted_items)}, so that each is drawn",
+            f"--num {count} for {len(wanted)} {kind}s", allowed=f"at least {len(wanted)}, so that each is drawn"
         )
-    if labels:
-        teacher.encode(list(labels))  # an unknown class is refused before anything is computed
-    return list(islice(cycle(wanted_items), count)), count
+    if kind != "prompt":
+        teacher.encode(wanted)  # what does not exist is refused before anything is computed
+    return list(islice(cycle(wanted), count)), count
+
+
+def _teacher(path: Path, student: Sampler, wanted: bool | None, device: str, dtype: str) -> Sampler | None:
+    """The teacher if it is to sample too; without being asked only of forecasts, and where its weights are here."""
+    from mfd_cli.inference.sampler import load_teacher
+
+    if not (student.teacher.sample_kind == "occupancy" if wanted is None else wanted):
+        return None
+    try:
+        return load_teacher(path, device=device, dtype=dtype)
+    except MfdError as error:
+        if wanted:
+            raise
+        console.note(f"the teacher is left out: {error.found}")
+        return None
 
 
 def _check_kind(teacher: Teacher, kind: str, count: int) -> None:
@@ -158,6 +183,8 @@ def _check_kind(teacher: Teacher, kind: str, count: int) -> None:
         raise MfdError(
             f"a folder of pictures of '{teacher.settings.type}', whose samples are points", allowed=".png or .npz"
         )
+    if teacher.sample_kind != "occupancy" and kind == "gif":
+        raise MfdError(f"a film of '{teacher.settings.type}', whose samples do not move", allowed=".png or .npz")
     if teacher.sample_kind == "images" and kind == "png":
         from mfd_cli.inference.pictures import require_grid
 
@@ -263,6 +290,23 @@ def _refuse_leftovers(folder: Path, count: int) -> None:
             f"-o {folder}: {len(extra)} pictures of an earlier, longer sampling would stay among the new {count}",
             do="choose another folder, or empty this one",
         )
+
+
+def _write_forecasts(target: Path, kind: str, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> None:
+    """Pictures, films and numbers of forecasts: all beside each other, in a folder, or the one kind asked for."""
+    from mfd_cli.inference.forecast_pictures import files, forecast
+    from mfd_cli.store.files import write_bytes
+
+    found = forecast(samplers, **request)
+    for note in found.notes:
+        console.note(note)
+    stem, folder = ("forecasts", target) if kind == "folder" else (target.stem, target.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files(found, stem, _facts(samplers, request)).items():
+        if kind in ("all", "folder") or name.endswith(f".{kind}"):
+            alone = kind == "gif" and len(found.clips) == 1
+            write_bytes(target if alone else folder / name, content)
+            console.note(str(target if alone else folder / name))
 
 
 def _samples(sampler: Sampler, steps: int, request: dict[str, Any]) -> Tensor:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 
 from mfd_cli import __version__
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.quality import Measured, Reference, gap_recovered, generated
+from mfd_cli.inference.metrics import Measured
+from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
 from mfd_cli.inference.sampler import Sampler
 from mfd_cli.inference.timing import Timing, measure, timed_sampler
 from teachers.base import Data
@@ -94,7 +96,7 @@ def report(
     data: Data,
     effort: Effort,
     *,
-    reference: Reference | None,
+    reference: Judge | None,
     recipe: str | None = None,
     notes: Sequence[str] = (),
     say: Say = lambda text: None,
@@ -114,7 +116,7 @@ def report(
         MfdError: too few samples or runs, or samples that are not finite.
     """
     timings = _timings(rows, data, effort, say) if effort.fps else [None] * len(rows)
-    judged = [_judged(row, data, effort, reference, say) for row in rows]
+    judged = [_judged(row, effort, reference, say) for row in rows]
     filled = [_row(row, effort, timing, *verdict) for row, timing, verdict in zip(rows, timings, judged, strict=True)]
     measured = [verdict[0] for verdict in judged]
     student = next((index for index, row in enumerate(rows) if row.sampler.name == "student"), None)
@@ -128,11 +130,12 @@ def report(
         "recipe": recipe,
         **environment(rows[0 if student is None else student].sampler),
         "seed": effort.seed,
-        "num": effort.num if reference is not None else None,
+        "num": reference.num if reference is not None else None,
         "reference_num": reference.count if reference is not None else None,
         "rows": filled,
         "speedup": None if student is None else filled[student]["speedup"],
         "gap_recovered": {} if student is None else filled[student]["gap_recovered"],
+        "baselines": {name: _values(found) for name, found in (reference.baselines() if reference else {}).items()},
         "notes": list(notes),
     }
 
@@ -161,7 +164,7 @@ def closing_report(
     rows = contestants(teacher, [Contestant(student, student.steps, method, None if run is None else str(run))])
     reference, notes = None, []
     try:
-        reference = Reference(data, num, seed)
+        reference = judge_of(data, num, seed)
     except MfdError as error:
         notes.append(f"quality was not measured: {error.found}")
     return report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=say)
@@ -172,24 +175,36 @@ def table(report: dict[str, Any]) -> tuple[str, list[str], list[list[object]]]:
     rows = report["rows"]
     timed = any(row["fps"] is not None for row in rows)
     several = len({row["run"] for row in rows if row["model"] == "student"}) > 1
-    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    names = _headline(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    framed = timed and any("frames_per_second" in row for row in rows)
     columns = ["model", *(["run"] if several else []), "method", "steps", "evaluations"]
-    columns += ["fps", "latency ms (p10 - p90)", "decode ms"] if timed else []
+    columns += ["fps", *(["frames/s"] if framed else []), "latency ms (p10 - p90)", "decode ms"] if timed else []
+    columns += ["end to end ms"] if framed else []
     cells = []
     for row in rows:
         line: list[object] = [row["model"], *([row["run"] or "-"] if several else []), row["method"] or "-"]
         line += [row["steps"], row["evaluations"]]
         if timed:
             spread = row["latency_ms"]
-            line += [row["fps"], f"{spread['median']:.4g} ({spread['p10']:.4g} - {spread['p90']:.4g})"]
-            line.append(row["decode_ms"])
+            line += [row["fps"], *([row["frames_per_second"]] if framed else [])]
+            line += [f"{spread['median']:.4g} ({spread['p10']:.4g} - {spread['p90']:.4g})", row["decode_ms"]]
+            line += [row["end_to_end_ms"]] if framed else []
         cells.append(line + [_with_error(row, name) for name in names])
+    for name, found in report.get("baselines", {}).items():
+        line = [name, *["-"] * (len(columns) - 1)]
+        cells.append([*line, *(f"{found[metric]:.4g}" for metric in names)])
     facts = [report["recipe"], report["device"], report["dtype"], f"{report['threads']} threads"]
     if timed:
         facts.append(f"batch size {rows[0]['batch_size']}")
     if report["num"]:
-        facts.append(f"{report['num']} samples against {report['reference_num']} real ones")
+        against = "what followed" if report.get("baselines") else f"{report['reference_num']} real ones"
+        facts.append(f"{report['num']} samples against {against}")
     return ", ".join(fact for fact in facts if fact), [*columns, *names], cells
+
+
+def _headline(names: Iterable[str]) -> list[str]:
+    """The metrics that a table has room for: of those of single moments, none."""
+    return [name for name in names if not re.search(r"_[\d.]+s$", name)]
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -204,6 +219,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         shares = (
             f"{name} {'no gap' if value is None else format(value, '.2f')}"
             for name, value in report["gap_recovered"].items()
+            if name in _headline(report["gap_recovered"])
         )
         gained.append(f"gap recovered: {', '.join(shares)}")
     if gained and teacher is not None and student is not None:
@@ -234,13 +250,15 @@ def environment(sampler: Sampler) -> dict[str, Any]:
 def _timings(rows: Sequence[Contestant], data: Data, effort: Effort, say: Say) -> list[Timing | None]:
     say(f"timing {len(rows)} models in turns, batch size {effort.timed_batch}")
     items = torch.arange(effort.timed_batch)
-    condition = data.condition(items if data.size is None else items % data.size)
+    items = items if data.size is None else items % data.size
+    condition = data.condition(items)
     runs = [
         timed_sampler(
             row.sampler,
             condition_to(condition, row.sampler.device),
             steps=row.steps,
             batch_size=effort.timed_batch,
+            fetch=(lambda: data.condition(items)) if row.sampler.teacher.frames > 1 else None,
         )
         for row in rows
     ]
@@ -248,19 +266,14 @@ def _timings(rows: Sequence[Contestant], data: Data, effort: Effort, say: Say) -
     return list(measure(runs, device=device, min_seconds=effort.min_seconds, max_seconds=effort.max_seconds))
 
 
-def _judged(
-    row: Contestant, data: Data, effort: Effort, reference: Reference | None, say: Say
-) -> tuple[dict[str, Measured], int | None]:
+def _judged(row: Contestant, effort: Effort, judge: Judge | None, say: Say) -> tuple[dict[str, Measured], int | None]:
     """Metrics of one row, and the evaluations a sample took."""
-    if reference is None:
+    if judge is None:
         return {}, None
-    say(f"judging {row.label}: {effort.num} samples")
+    say(f"judging {row.label}: {judge.num} samples")
     before = row.sampler.evaluations.rows
-    samples, asked = generated(
-        row.sampler, data, steps=row.steps, num=effort.num, seed=effort.seed, batch_size=effort.batch_size
-    )
-    evaluations = (row.sampler.evaluations.rows - before) // effort.num
-    return reference.score(samples, asked), evaluations
+    found = judge.judge(row.sampler, steps=row.steps, batch_size=effort.batch_size)
+    return found, (row.sampler.evaluations.rows - before) // judge.num
 
 
 def _row(
@@ -284,9 +297,24 @@ def _row(
         "decode_ms": timing.decode if timing else None,
         "peak_memory_mb": timing.peak_memory_mb if timing else None,
         "timed_runs": timing.runs if timing else None,
-        "metrics": {name: figure.value for name, figure in metrics.items()},
+        **_in_frames(row.sampler.teacher.frames, timing),
+        "metrics": _values(metrics),
         "standard_errors": {name: figure.standard_error for name, figure in metrics.items()},
     }
+
+
+def _in_frames(frames: int, timing: Timing | None) -> dict[str, Any]:
+    """For samples of several frames: frames per second, and the time with reading and copying to and fro."""
+    if frames == 1:
+        return {}
+    return {
+        "frames_per_second": timing.fps * frames if timing else None,
+        "end_to_end_ms": timing.end_to_end if timing else None,
+    }
+
+
+def _values(metrics: dict[str, Measured]) -> dict[str, float]:
+    return {name: figure.value for name, figure in metrics.items()}
 
 
 def _teacher_at(rows: Sequence[Contestant], steps: int | None = None) -> int | None:

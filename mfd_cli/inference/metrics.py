@@ -16,12 +16,27 @@ from mfd_cli.seeds import Stream
 
 DIRECTIONS = 256
 #: metrics of which more is better; of every other one less is
-HIGHER_IS_BETTER = frozenset({"class_agreement", "in_mode", "mode_coverage"})
+_HIGHER_IS_BETTER = frozenset({"class_agreement", "in_mode", "mode_coverage"})
 
 RESAMPLES = 20
 
 #: directions compared at once: bounds the memory of a sliced distance to this many rows of N + M numbers
 _CHUNK = 32
+
+
+class Measured(NamedTuple):
+    """One figure.
+
+    Attributes:
+        value: the metric.
+        standard_error: over draws of the generated samples, the reference held fixed; of forecasts, over drives. 0
+            where there is but one, which says nothing of others.
+        num: generated samples it was computed from.
+    """
+
+    value: float
+    standard_error: float
+    num: int
 
 
 class Moments(NamedTuple):
@@ -36,6 +51,11 @@ class ModeShares(NamedTuple):
 
     shares: Tensor
     inside: float
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric is better; of intersections over union it is."""
+    return metric in _HIGHER_IS_BETTER or metric.startswith(("iou", "miou"))
 
 
 def moments(features: Tensor) -> Moments:

@@ -55,7 +55,7 @@ def comparison(
         seed: sample i has the noise of (seed, i) in every sampler.
         asked: N class indices or prompts; the family's own examples if None.
         modes: the target's modes, drawn with points.
-        noise: whether the noise itself is shown first.
+        noise: whether the noise itself is shown first, of points and images.
         target: real points [M, D], shown after the noise; ignored for images.
         batch_size: samples computed at once; the family's choice if None.
 
@@ -64,6 +64,10 @@ def comparison(
         TeacherError: something asked for does not exist.
     """
     first = samplers[0][0]
+    if first.teacher.sample_kind == "occupancy":
+        from mfd_cli.inference.forecast_pictures import forecast, page
+
+        return page(forecast(samplers, count=count, seed=seed, asked=asked, batch_size=batch_size))
     if first.teacher.sample_kind == "images":
         require_grid(count)
     named = [("noise", noise_of(first, count, seed))] if noise else []
@@ -116,11 +120,11 @@ def image_grid(
     title_font, caption_font = ImageFont.load_default(size=_TITLE), ImageFont.load_default(size=_CAPTION)
     column_width = max(size[0], min(_LONGEST_WORD, _longest_word(texts, caption_font)))
     columns = min(count, columns or _columns(column_width))
-    titles = [_wrapped(title.replace(", ", ",\n"), title_font, _TITLE_WIDTH, 9) for title, _ in rows]
-    left = _MARGIN + max(_extent(title, title_font)[0] for title in titles) + 2 * _GAP
-    pitch = [max(size[1], _extent(title, title_font)[1]) + _GAP for title in titles]
+    titles = [wrapped(title.replace(", ", ",\n"), title_font, _TITLE_WIDTH, 9) for title, _ in rows]
+    left = _MARGIN + max(extent(title, title_font)[0] for title in titles) + 2 * _GAP
+    pitch = [max(size[1], extent(title, title_font)[1]) + _GAP for title in titles]
     blocks = _blocks(count, columns, texts, caption_font, column_width)
-    heads = [max((_extent(text, caption_font)[1] + _GAP for text in head if text), default=0) for _, head in blocks]
+    heads = [max((extent(text, caption_font)[1] + _GAP for text in head if text), default=0) for _, head in blocks]
     spaces = [0] + [_BLOCK_GAP if len(rows) > 1 or head else 0 for head in heads[1:]]
     tall = 2 * _MARGIN - _GAP + sum(heads) + sum(spaces) + len(blocks) * sum(pitch)
     page = Image.new("RGB", (left + columns * (column_width + _GAP) - _GAP + _MARGIN, tall), "white")
@@ -130,7 +134,7 @@ def image_grid(
         top += spaces[number] + head_height
         for column, text in enumerate(head):
             middle = left + column * (column_width + _GAP) + column_width / 2
-            above = top - _GAP - _extent(text, caption_font)[1]
+            above = top - _GAP - extent(text, caption_font)[1]
             draw.multiline_text((middle, above), text, _SOFT, caption_font, anchor="ma", align="center")
         for (_, images), title, step in zip(rows, titles, pitch, strict=True):
             if number == 0 or len(rows) > 1:
@@ -233,12 +237,12 @@ def _blocks(
     raw = [list(captions[start : start + columns]) for start in starts]
     kept = raw[:1] + [[] if now == before[: len(now)] else now for before, now in pairwise(raw)]
     return [
-        (start, [_wrapped(text, font, width, _CAPTION_LINES) for text in head])
+        (start, [wrapped(text, font, width, _CAPTION_LINES) for text in head])
         for start, head in zip(starts, kept, strict=True)
     ]
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> str:
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> str:
     """Text broken at spaces (or inside a word that is too long) so that no line is wider than `width` pixels."""
     result: list[str] = []
     for paragraph in text.split("\n"):
@@ -267,7 +271,7 @@ def _longest_word(texts: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont
     return max((int(np.ceil(font.getlength(word))) for text in texts for word in text.split()), default=0)
 
 
-def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+def extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
     """Width and height in pixels of a text of one or more lines; the height leaves room for descenders in each."""
     draw = ImageDraw.Draw(Image.new("L", (1, 1)))
     lines = "\n".join("Ag" for _ in text.split("\n"))

@@ -8,25 +8,25 @@ are differences between models. Metrics and what they need of `Data`:
     class_agreement      classify()   share of samples classified as the label asked for; more is better
     in_mode              modes()      share of samples within 3 deviations of a mode; more is better
     mode_coverage        modes()      smallest, over modes, of share / share in the reference; 1 is all that is wanted
+
+Where every condition has one right answer (`Data.paired`), samples are held against that instead: `forecasts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from mfd_cli.inference import metrics
+from mfd_cli.inference.forecasts import ForecastJudge
+from mfd_cli.inference.generation import generated
+from mfd_cli.inference.metrics import Measured
 from mfd_cli.inference.sampler import Sampler
-from mfd_cli.seeds import order
 from teachers.base import Data, Modes
-from teachers.conditions import to as condition_to
-
-#: the name under which a family that takes class indices hands them to its network
-LABEL = "label"
 
 #: decoded samples that go through a feature extractor or classifier at once
 _FEATURE_BATCH = 1000
@@ -38,19 +38,37 @@ _MANY_FEATURES, _FEW_RESAMPLES = 512, 5
 _SLICED_RESAMPLES = 10
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One figure.
+class Judge(Protocol):
+    """What models are held against, prepared once for all of them.
 
     Attributes:
-        value: the metric.
-        standard_error: over draws of the generated samples, the reference held fixed.
-        num: generated samples it was computed from.
+        num: samples that each model is judged by.
+        count: real samples they are held against.
     """
 
-    value: float
-    standard_error: float
     num: int
+    count: int
+
+    def judge(self, sampler: Sampler, *, steps: int | None, batch_size: int) -> dict[str, Measured]:
+        """Every metric of one model's samples."""
+
+    def baselines(self) -> dict[str, dict[str, Measured]]:
+        """The same metrics of answers that need no model, by name."""
+
+
+def judge_of(data: Data, num: int, seed: int) -> Judge:
+    """What the data lets models be held against: what really followed, or real samples.
+
+    Args:
+        data: the source that models were trained or distilled with.
+        num: samples that each model is judged by; at most the held-out ones where every one has its own answer.
+        seed: names noise, conditions, and whatever is drawn.
+
+    Raises:
+        MfdError: too few samples. TeacherError: the data have nothing to hold samples against.
+    """
+    held_out = data.held_out()
+    return ForecastJudge(held_out, num, seed) if held_out.paired else Reference(held_out, num, seed)
 
 
 class Reference:
@@ -68,7 +86,7 @@ class Reference:
 
     @torch.inference_mode()
     def __init__(self, data: Data, num: int, seed: int) -> None:
-        self.data, self.seed = data, seed
+        self.data, self.num, self.seed = data, num, seed
         samples = data.reference(None if data.size is not None else num, seed)
         self.count = len(samples)
         self._spaces: dict[str, tuple[Callable[[Tensor], Tensor], metrics.Moments, Tensor]] = {}
@@ -83,6 +101,25 @@ class Reference:
         self._modes = data.modes()
         if self._modes is not None:
             self._mode_shares = metrics.mode_shares(flat, *self._modes).shares
+
+    def judge(self, sampler: Sampler, *, steps: int | None, batch_size: int) -> dict[str, Measured]:
+        """Every metric of one model.
+
+        Args:
+            sampler: teacher or student.
+            steps: Euler steps; the sampler's own if None.
+            batch_size: samples generated at once; changes memory and speed only.
+
+        Raises:
+            MfdError: samples that are not finite.
+        """
+        parts = list(generated(sampler, self.data, steps=steps, num=self.num, seed=self.seed, batch_size=batch_size))
+        asked = [part.asked for part in parts if part.asked is not None]
+        return self.score(torch.cat([part.samples for part in parts]), torch.cat(asked) if asked else None)
+
+    def baselines(self) -> dict[str, dict[str, Measured]]:
+        """None: any real sample would do."""
+        return {}
 
     @torch.inference_mode()
     def score(self, samples: Tensor, asked: Tensor | None = None) -> dict[str, Measured]:
@@ -147,56 +184,6 @@ class Reference:
         return Measured(value, metrics.standard_error(again, num, resamples, self.seed), num)
 
 
-def judge(
-    sampler: Sampler,
-    data: Data,
-    *,
-    steps: int | None = None,
-    num: int,
-    seed: int = 0,
-    batch_size: int = 500,
-    reference: Reference | None = None,
-) -> dict[str, Measured]:
-    """Every metric of one model.
-
-    Args:
-        sampler: teacher or student.
-        data: where conditions and the reference come from.
-        steps: Euler steps; the sampler's own if None.
-        num: samples N to generate.
-        seed: names noise and order of conditions; equal for models that are to be compared.
-        batch_size: samples generated at once; changes memory and speed only.
-        reference: what `Reference(data, num, seed)` gave, to spare preparing it for every model.
-
-    Raises:
-        MfdError: too few samples for a feature space, or samples that are not finite.
-        TeacherError: the data source has no reference samples.
-    """
-    reference = Reference(data, num, seed) if reference is None else reference
-    samples, asked = generated(sampler, data, steps=steps, num=num, seed=seed, batch_size=batch_size)
-    return reference.score(samples, asked)
-
-
-def generated(
-    sampler: Sampler, data: Data, *, steps: int | None, num: int, seed: int, batch_size: int
-) -> tuple[Tensor, Tensor | None]:
-    """Decoded samples [N, ...] on the CPU, and the class indices asked for [N], if the family takes them.
-
-    Sample i has the noise of (seed, i) and the condition of the i-th item of the shuffled data, so that over whole
-    epochs labels are as frequent as in the data.
-    """
-    samples, asked = [], []
-    for first in range(0, num, batch_size):
-        count = min(batch_size, num - first)
-        condition = data.condition(_items(data, seed, first, count))
-        noise = sampler.noise(count, seed=seed, first=first)
-        states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps)
-        samples.append(sampler.decode(states).cpu())
-        if sampler.teacher.condition_kind == "label" and LABEL in condition:
-            asked.append(condition[LABEL])
-    return torch.cat(samples), torch.cat(asked) if asked else None
-
-
 def gap_recovered(
     teacher_few: Mapping[str, Measured], student: Mapping[str, Measured], teacher_many: Mapping[str, Measured]
 ) -> dict[str, float | None]:
@@ -216,13 +203,9 @@ def gap_recovered(
 
 def _recovered(name: str, few: Measured, student: Measured, many: Measured) -> float | None:
     gap = few.value - many.value
-    gain = -gap if name in metrics.HIGHER_IS_BETTER else gap
+    gain = -gap if metrics.higher_is_better(name) else gap
     noise = (few.standard_error**2 + many.standard_error**2) ** 0.5
     return None if gain <= 2 * noise else (few.value - student.value) / gap
-
-
-def _items(data: Data, seed: int, first: int, count: int) -> Tensor:
-    return torch.arange(first, first + count) if data.size is None else order(seed, data.size, first, count)
 
 
 def _in_parts(space: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:

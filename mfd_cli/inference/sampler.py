@@ -46,7 +46,7 @@ class Sampler:
         steps: Euler steps unless asked otherwise.
         shift: time shift of the schedule.
         guidance: guidance scale unless asked otherwise; students are unguided (1).
-        config: a student's stored config; empty for a teacher.
+        config: a student's stored config; of a teacher no more than its data, where they are known.
         device: where samples are computed.
         evaluations: forward passes so far, one per row.
         dtype: precision that networks compute in (autocast); states and weights stay float32.
@@ -82,13 +82,13 @@ class Sampler:
             count: number of samples N.
             steps: Euler steps; the sampler's own if None.
             seed: sample i has the noise of (seed, i).
-            asked: N class indices or prompts; the family's own examples if None.
+            asked: N class indices, prompts or numbers of held-out clips; the family's own examples if None.
             guidance: guidance scale; the sampler's own if None.
             batch_size: samples computed at once, the family's choice if None; changes nothing but memory and speed.
             first: index of the first sample.
 
         Returns:
-            Points [N, D] or images [N, C, H, W] in [0, 1].
+            Points [N, D], images [N, C, H, W] in [0, 1], or classes of voxels uint8 [N, F, X, Y, Z].
 
         Raises:
             MfdError: steps or count below 1, or `asked` of another length.
@@ -96,6 +96,7 @@ class Sampler:
         """
         if count < 1 or (steps is not None and steps < 1):
             raise MfdError(f"{count} samples in {steps or self.steps} steps", allowed="at least 1 of each")
+        self.find_clips()
         wanted = list(asked) if asked is not None else self.teacher.examples(count)
         if wanted and len(wanted) != count:
             raise MfdError(f"{len(wanted)} conditions for {count} samples", allowed="one for each sample")
@@ -107,6 +108,11 @@ class Sampler:
             noise = self.noise(size, seed=seed, first=first + start)
             parts.append(self.decode(self.generate(noise, condition, steps=steps, guidance=guidance)).cpu())
         return torch.cat(parts)
+
+    def find_clips(self) -> None:
+        """Loads the data that the family's conditions are items of, where they are and it was not loaded before."""
+        if self.teacher.condition_kind == "clip" and self.teacher.clips is None and "data" in self.config:
+            load_data(self.config, self.teacher)
 
     def noise(self, count: int, *, seed: int, first: int = 0) -> Tensor:
         """The noise of samples `first` .. `first + count - 1` [N, *sample_shape], on the sampler's device."""
@@ -223,11 +229,11 @@ def load_teacher(
     Raises:
         MfdError: neither; or the teacher's weights are missing.
     """
-    block = _teacher_block(None if reference is None else str(reference))
-    cls = teacher_registry.get(block["type"])
-    settings = cls.Settings.model_validate(block, strict=False)  # type: ignore[attr-defined]
+    blocks = _recipe_blocks(None if reference is None else str(reference))
+    cls = teacher_registry.get(blocks["teacher"]["type"])
+    settings = cls.Settings.model_validate(blocks["teacher"], strict=False)  # type: ignore[attr-defined]
     sampler = teacher_sampler(cls.load(settings), device)  # type: ignore[attr-defined]
-    return replace(sampler, dtype=precision(dtype))
+    return replace(sampler, dtype=precision(dtype), config={"data": blocks["data"]} if "data" in blocks else {})
 
 
 def load_data(config: dict[str, Any], teacher: Teacher, *, stand_in: bool = False) -> Data:
@@ -237,11 +243,12 @@ def load_data(config: dict[str, Any], teacher: Teacher, *, stand_in: bool = Fals
     return (cls.stand_in if stand_in else cls.load)(settings, teacher)
 
 
-def _teacher_block(reference: str | None) -> dict[str, Any]:
+def _recipe_blocks(reference: str | None) -> dict[str, Any]:
+    """The blocks `teacher` and `data` of a recipe, run or export."""
     if reference is not None and (reference.endswith((".yaml", ".yml")) or not Path(reference).exists()):
-        return load_recipe(reference).resolved["teacher"]
+        return load_recipe(reference).resolved
     path = find(reference)
     run = run_of(path)
     if run is not None and run.recipe.is_file():
-        return load_recipe(str(run.recipe)).resolved["teacher"]
-    return read_student(path).config["teacher"]
+        return load_recipe(str(run.recipe)).resolved
+    return read_student(path).config

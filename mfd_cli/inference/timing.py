@@ -18,6 +18,7 @@ from mfd_cli.errors import MfdError
 from mfd_cli.inference.memory import peak_memory_mb, reset_peak
 from mfd_cli.inference.sampler import Sampler
 from teachers.conditions import Condition
+from teachers.conditions import to as condition_to
 
 #: untimed runs first: caches, lazy initialisation, autotuning
 WARM_UP = {"cpu": 3, "cuda": 10}
@@ -36,12 +37,16 @@ class TimedRun:
         decode: those states to finished samples.
         batch_size: samples per run.
         evaluations: reads the counter of forward passes; None if there is none.
+        fetch: reads what a run is conditioned on and brings it to the device; None if that is not timed.
+        deliver: brings finished samples to where they are used.
     """
 
     generate: Callable[[], Any]
     decode: Callable[[Any], Any]
     batch_size: int = 1
     evaluations: Callable[[], int] | None = None
+    fetch: Callable[[], Any] | None = None
+    deliver: Callable[[Any], Any] = lambda samples: samples
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Timing:
         peak_memory_mb: on CUDA the largest memory allocated during a run, all resident models included; on a CPU the
             process's largest resident memory so far; None where the system does not tell.
         runs: timed runs the figures come from.
+        end_to_end: median of the same runs with reading of conditions and copies to and from the device; None where
+            that is not timed.
     """
 
     median: float
@@ -66,6 +73,7 @@ class Timing:
     evaluations: int | None
     peak_memory_mb: float | None
     runs: int
+    end_to_end: float | None = None
 
 
 @dataclass
@@ -74,6 +82,7 @@ class _Clock:
 
     totals: list[float] = field(default_factory=list)
     decodes: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     spent: float = 0.0
 
     def progress(self, repeats: int, min_seconds: float, max_seconds: float) -> float:
@@ -83,7 +92,14 @@ class _Clock:
         return max(wanted, allowed)
 
 
-def timed_sampler(sampler: Sampler, condition: Condition, *, steps: int | None, batch_size: int) -> TimedRun:
+def timed_sampler(
+    sampler: Sampler,
+    condition: Condition,
+    *,
+    steps: int | None,
+    batch_size: int,
+    fetch: Callable[[], Condition] | None = None,
+) -> TimedRun:
     """Complete sampling of one batch, with noise drawn on the sampler's device, as something to time.
 
     Args:
@@ -91,13 +107,21 @@ def timed_sampler(sampler: Sampler, condition: Condition, *, steps: int | None, 
         condition: encoded condition of the batch, on the sampler's device.
         steps: Euler steps; the sampler's own if None.
         batch_size: samples B per run.
+        fetch: reads the batch's condition again, where the time from there to samples on the CPU is wanted too.
     """
     shape = (batch_size, *sampler.teacher.sample_shape)
 
     def generate() -> Tensor:
         return sampler.generate(torch.randn(shape, device=sampler.device), condition, steps=steps)
 
-    return TimedRun(generate, sampler.decode, batch_size, lambda: sampler.evaluations.rows)
+    return TimedRun(
+        generate,
+        sampler.decode,
+        batch_size,
+        lambda: sampler.evaluations.rows,
+        None if fetch is None else lambda: condition_to(fetch(), sampler.device),
+        lambda samples: samples.cpu(),
+    )
 
 
 def measure(
@@ -160,24 +184,33 @@ def _warm_up(
 
 def _time_once(run: TimedRun, clock: _Clock, wait: Callable[[], None]) -> None:
     wait()
+    before = time.perf_counter()
+    if run.fetch is not None:
+        run.fetch()
+        wait()
     start = time.perf_counter()
     states = run.generate()
     wait()
     between = time.perf_counter()
-    run.decode(states)
+    samples = run.decode(states)
     wait()
     end = time.perf_counter()
     clock.totals.append(end - start)
     clock.decodes.append(end - between)
+    if run.fetch is not None:
+        run.deliver(samples)
+        clock.whole.append(time.perf_counter() - before)
     clock.spent += end - start
 
 
 def _timing(run: TimedRun, clock: _Clock, evaluations: int | None, memory: float | None) -> Timing:
     totals = torch.tensor(clock.totals, dtype=torch.float64) * 1000
+    whole = float(torch.tensor(clock.whole, dtype=torch.float64).quantile(0.5)) * 1000 if clock.whole else None
     p10, median, p90 = totals.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     # quantile, as for the total: Tensor.median would give the lower of two middle values
     decode = float(torch.tensor(clock.decodes, dtype=torch.float64).quantile(0.5)) * 1000
-    return Timing(median, p10, p90, decode, 1000 * run.batch_size / median, evaluations, memory, runs=len(clock.totals))
+    fps = 1000 * run.batch_size / median
+    return Timing(median, p10, p90, decode, fps, evaluations, memory, len(clock.totals), whole)
 
 
 def _waiter(device: torch.device | str) -> Callable[[], None]:

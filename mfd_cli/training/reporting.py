@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +31,22 @@ class Reporter:
 
     def ended(self) -> None:
         """Training is over, for whatever reason."""
+
+
+@contextlib.contextmanager
+def reported(reporter: Reporter, task: str) -> Iterator[Callable[[int, int], None]]:
+    """A function (items done, items in all) that shows a task's progress from its first call to the block's end."""
+    began = False
+
+    def report(done: int, total: int) -> None:
+        nonlocal began
+        if not began:
+            reporter.preparing(task, total, done)
+            began = True
+        reporter.stepped(done, 0.0)
+
+    try:
+        yield report
+    finally:
+        if began:
+            reporter.ended()

@@ -22,7 +22,7 @@ from mfd_cli.training import checkpoints
 from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remove_run, resume_command
 from mfd_cli.training.previews import save_preview
 from mfd_cli.training.record import facts, now
-from mfd_cli.training.reporting import Reporter
+from mfd_cli.training.reporting import Reporter, reported
 from mfd_cli.training.savings import out_of_memory, savings
 from mfd_cli.training.signals import EXIT_CODES, StopRequest
 from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers
@@ -280,19 +280,10 @@ def _prepare(workshop: Workshop, reporter: Reporter) -> None:
     Raises:
         Interrupted: told to stop.
     """
-    began, stop = False, StopRequest()
+    stop, accelerator = StopRequest(), workshop.accelerator
     stop.at_once = True
-
-    def report(done: int, total: int) -> None:
-        nonlocal began
-        if not began:
-            reporter.preparing("prepare data", total, done)
-            began = True
-        reporter.stepped(done, 0.0)
-
-    accelerator = workshop.accelerator
     try:
-        with stop:
+        with stop, reported(reporter, "prepare data") as report:
             workshop.data.prepare(report, accelerator.process_index, accelerator.num_processes)
     except KeyboardInterrupt:
         signal = stop.received
@@ -301,9 +292,6 @@ def _prepare(workshop: Workshop, reporter: Reporter) -> None:
             exit_code=EXIT_CODES[signal] if signal else 130,
             do="start again: what was prepared is kept",
         ) from None
-    finally:
-        if began:
-            reporter.ended()
     accelerator.wait_for_everyone()
 
 

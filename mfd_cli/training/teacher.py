@@ -23,7 +23,7 @@ from mfd_cli.networks.roles import build_optimizer, learning_rate
 from mfd_cli.seeds import Stream, key, order
 from mfd_cli.store.tensors import write_tensors
 from mfd_cli.training.guards import refuse_non_finite
-from mfd_cli.training.reporting import Reporter
+from mfd_cli.training.reporting import Reporter, reported
 from teachers.base import Data, Teacher
 from teachers.conditions import Condition
 from teachers.registry import data as data_registry
@@ -60,6 +60,7 @@ def train_teacher(
     data = data_registry.get(recipe.data.type).load(recipe.data, None)  # type: ignore[attr-defined]
     cls: Any = teacher_registry.get(recipe.teacher.type)
     teacher: Teacher = cls.untrained(recipe.teacher, recipe.network, data)
+    _pretrain(teacher, data, recipe.seed, reporter)
     reporter.started(
         f"{recipe.name}: {recipe.train.updates} updates of {recipe.train.batch_size}", recipe.train.updates, 0
     )
@@ -72,10 +73,20 @@ def train_teacher(
         "architecture": teacher.architecture,
         "training": {key_: value for key_, value in loaded.resolved.items() if key_ != "teacher"},
     }
-    write_tensors(path, network.state_dict(), header)
+    write_tensors(path, teacher.weights(network), header)
     teacher.network = network.eval().requires_grad_(False)
     reporter.saved("teacher", path)
     return teacher
+
+
+def _pretrain(teacher: Teacher, data: Data, seed: int, reporter: Reporter) -> None:
+    """What the family trains, and the data prepares, before the velocity network."""
+    for task, work in (
+        ("train compressor", lambda report: teacher.pretrain(data, seed, report)),
+        ("prepare data", data.prepare),
+    ):
+        with reported(reporter, task) as report:
+            work(report)
 
 
 def fit(teacher: Teacher, data: Data, recipe: Any, reporter: Reporter) -> nn.Module:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import frechet_distance, sliced_wasserstein
-from mfd_cli.inference.quality import Measured, Reference, gap_recovered, generated, judge
+from mfd_cli.inference.generation import generated
+from mfd_cli.inference.metrics import Measured, frechet_distance, sliced_wasserstein
+from mfd_cli.inference.quality import Reference, gap_recovered, judge_of
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.seeds import Stream
 from teachers.base import Data, Teacher, TeacherError
@@ -88,6 +89,16 @@ def mixture() -> tuple[Sampler, GaussianMixtureData]:
     return teacher_sampler(loaded), GaussianMixtureData.load(Settings(type="gmm"), loaded)
 
 
+def judge(sampler, data, *, num, seed=0, steps=None, batch_size=500, reference=None):
+    return (reference or judge_of(data, num, seed)).judge(sampler, steps=steps, batch_size=batch_size)
+
+
+def collected(*args, **options):
+    parts = list(generated(*args, **options))
+    asked = [part.asked for part in parts if part.asked is not None]
+    return torch.cat([part.samples for part in parts]), torch.cat(asked) if asked else None
+
+
 def test_every_metric_the_data_offers_is_there(teacher):
     found = judge(teacher, _Points(), num=180, batch_size=70)
     assert set(found) == {"frechet", "frechet_radius", "sliced_wasserstein", "class_agreement"}
@@ -97,7 +108,7 @@ def test_every_metric_the_data_offers_is_there(teacher):
 
 def test_values_are_those_of_the_plain_functions(teacher):
     data = _Points()
-    samples, _ = generated(teacher, data, steps=3, num=200, seed=4, batch_size=64)
+    samples, _ = collected(teacher, data, steps=3, num=200, seed=4, batch_size=64)
     found = judge(teacher, data, steps=3, num=200, seed=4)
     assert found["frechet"].value == pytest.approx(frechet_distance(samples, data.points), rel=1e-6)
     expected = sliced_wasserstein(samples, data.points, seed=4)
@@ -105,7 +116,7 @@ def test_values_are_those_of_the_plain_functions(teacher):
 
 
 def test_labels_are_as_frequent_as_in_the_data_over_whole_epochs(teacher):
-    _, asked = generated(teacher, _Points(), steps=1, num=180, seed=1, batch_size=50)
+    _, asked = collected(teacher, _Points(), steps=1, num=180, seed=1, batch_size=50)
     assert torch.bincount(asked).tolist() == [60, 60, 60]
     assert asked[:90].tolist() != asked[90:].tolist(), "each epoch has an order of its own"
 
@@ -119,8 +130,8 @@ def test_models_get_the_same_noise_and_conditions_in_any_batch_size(teacher):
             return super().generate(noise, condition, **options)
 
     spy = Spy("student", teacher.teacher, teacher.network, 1)
-    first, _ = generated(spy, _Points(), steps=None, num=40, seed=9, batch_size=40)
-    second, _ = generated(spy, _Points(), steps=None, num=40, seed=9, batch_size=7)
+    first, _ = collected(spy, _Points(), steps=None, num=40, seed=9, batch_size=40)
+    second, _ = collected(spy, _Points(), steps=None, num=40, seed=9, batch_size=7)
     whole, parts = seen[0], torch.cat(seen[1:])
     assert torch.equal(whole, parts) and torch.allclose(first, second, atol=1e-6)
     assert torch.equal(whole[:, :2], Stream(9, 0, 0, 40).normal("sample", (2,)))

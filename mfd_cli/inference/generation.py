@@ -1,0 +1,54 @@
+"""Samples that are judged: noise and conditions as functions of (seed, index), the same for every model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfd_cli.inference.sampler import Sampler
+from mfd_cli.seeds import order
+from teachers.base import Data
+from teachers.conditions import to as condition_to
+
+#: the name under which a family that takes class indices hands them to its network
+_LABEL = "label"
+
+
+class Generated(NamedTuple):
+    """Some of the samples.
+
+    Attributes:
+        samples: decoded, on the CPU [B, ...].
+        items: items of the data that their conditions are [B].
+        asked: class indices that they were asked to show [B], if the family takes them.
+    """
+
+    samples: Tensor
+    items: Tensor
+    asked: Tensor | None
+
+
+def generated(
+    sampler: Sampler, data: Data, *, steps: int | None, num: int, seed: int, batch_size: int
+) -> Iterator[Generated]:
+    """`num` samples, a batch at a time.
+
+    Sample i has the noise of (seed, i) and the condition of the i-th item of the shuffled data, so that over whole
+    epochs labels are as frequent as in the data.
+    """
+    for first in range(0, num, batch_size):
+        count = min(batch_size, num - first)
+        items = items_of(data, seed, first, count)
+        condition = data.condition(items)
+        noise = sampler.noise(count, seed=seed, first=first)
+        states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps)
+        labelled = sampler.teacher.condition_kind == "label" and _LABEL in condition
+        yield Generated(sampler.decode(states).cpu(), items, condition[_LABEL] if labelled else None)
+
+
+def items_of(data: Data, seed: int, first: int, count: int) -> Tensor:
+    """Items of the samples `first` .. `first + count - 1`: of shuffled data, or simply counted if it is endless."""
+    return torch.arange(first, first + count) if data.size is None else order(seed, data.size, first, count)
