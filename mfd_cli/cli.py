@@ -109,13 +109,18 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Euler steps; what the student was made for if left out.")] = None,
     num: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; sample i has the noise of (seed, i).")] = 0,
-    teacher: Annotated[bool, typer.Option("--teacher", help="Also the teacher's samples from the same noise.")] = False,
+    teacher: Annotated[
+        bool | None, typer.Option("--teacher/--no-teacher", help="Also the teacher's samples from the same noise.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Text to sample; may be repeated.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     label: Annotated[list[int] | None, typer.Option(help="Class index; may be repeated.")] = None,
+    clip: Annotated[list[int] | None, typer.Option(help="Held-out clip to forecast; may be repeated.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples computed at once.")] = None,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="PNG grid, .npz, or a folder of PNGs.")] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="PNG grid, .npz, .gif of forecasts, or a folder.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = "fp32",
 ) -> None:
@@ -124,7 +129,7 @@ def sample(
 
     command(
         run, steps=steps, num=num, seed=seed, teacher=teacher, prompt=prompt or (), prompts=prompts, label=label or (),
-        guidance=guidance, batch_size=batch_size, output=output, device=_device(device), dtype=dtype,
+        clip=clip or (), guidance=guidance, batch_size=batch_size, output=output, device=_device(device), dtype=dtype,
     )  # fmt: skip
 
 
@@ -258,6 +263,22 @@ def teachers_check(
     from mfd_cli.commands.teachers import check
 
     check(reference, overrides=overrides or (), seed=seed, json_target=json_target)
+
+
+@teachers_app.command("convert")
+def teachers_convert(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="occfm: checkpoints, or caches of latents.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Published .ckpt, or a cache .pkl.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.safetensors, or a folder for a cache.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="ema or raw; ema where there are any if left out.")] = None,
+    force: Force = False,
+) -> None:
+    """Turn a published pickle into safetensors, once. Example: mfd teachers convert occfm CKPT -o FILE.safetensors"""
+    from mfd_cli.commands.teachers import convert
+
+    convert(family, source, output=output, weights=weights, force=force)
 
 
 @teachers_app.command("train")

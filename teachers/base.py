@@ -149,6 +149,14 @@ class Teacher(ABC):
         """Finished samples from states at t = 1: [B, ...] to points [B, D] or images [B, C, H, W] in [0, 1]."""
         return latents
 
+    def carried(self) -> dict[str, Tensor]:
+        """Tensors besides its network that a student needs to decode, stored with it; by default none."""
+        return {}
+
+    def receive(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what `carried` gave when a student was stored, so that it decodes without the teacher's files."""
+        return None
+
     def rest(self) -> None:
         """Lets parts that no velocity needs, such as a decoder, leave the device until they are asked again."""
         return None

@@ -106,6 +106,8 @@ teachers = Registry(
         "gmm": "teachers.gmm:GaussianMixtureTeacher",
         "digits": "teachers.digits:DigitsTeacher",
         "images": "teachers.images:ImagesTeacher",
+        "occfm": "teachers.occfm.teacher:OccFMTeacher",
+        "occfm-tiny": "teachers.occfm.driving:TinyTeacher",
         "sana": "teachers.pipelines.sana:SanaTeacher",
         "diffusers": "teachers.pipelines.family:DiffusersTeacher",
     },
@@ -117,6 +119,8 @@ data = Registry(
         "gmm": "teachers.gmm:GaussianMixtureData",
         "digits": "teachers.digits:DigitsData",
         "images": "teachers.images:ImagesData",
+        "driving": "teachers.occfm.driving:DrivingData",
+        "occfm": "teachers.occfm.data:OccFMData",
         "prompts": "teachers.prompts.data:PromptData",
     },
 )

@@ -47,6 +47,14 @@ BANNED_CALLS = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "yaml.load",
     "yaml.unsafe_load", "yaml.full_load", "subprocess.getoutput", "subprocess.getstatusoutput",
 }  # fmt: skip
+#: the only places that read foreign pickles, each in the one way that runs nothing of what is in them
+EXCEPTIONS = {
+    "teachers/occfm/pickles.py": (
+        "import of pickle",
+        "the base of an unpickler that looks up a list of stand-ins only",
+    ),
+    "teachers/occfm/checkpoints.py": ("torch.load(weights_only=True)", "the converter; tensors and containers only"),
+}
 BANNED_METHODS = {"nan_to_num", "nan_to_num_"}
 BANNED_FLAGS = {
     "shell": True, "allow_pickle": True, "trust_remote_code": True, "weights_only": False, "use_safetensors": False,
@@ -113,7 +121,8 @@ def banned_uses(tree):
             continue
         called = ast.unparse(node.func)
         if called in BANNED_CALLS:
-            yield f"line {node.lineno}: {called}()"
+            safe = called == "torch.load" and any(ast.unparse(item) == "weights_only=True" for item in node.keywords)
+            yield f"line {node.lineno}: {called}({'weights_only=True' if safe else ''})"
         for keyword in node.keywords:
             value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if keyword.arg in BANNED_FLAGS and value is BANNED_FLAGS[keyword.arg]:
@@ -146,8 +155,18 @@ def test_imports_go_one_way(source):
 
 
 def test_nothing_dangerous_is_used(source):
-    _, tree = source
-    assert list(banned_uses(tree)) == []
+    path, tree = source
+    excepted, _ = EXCEPTIONS.get(path.relative_to(ROOT).as_posix(), ("", ""))
+    found = [use for use in banned_uses(tree) if use.partition(": ")[2] != excepted]
+    assert found == []
+
+
+def test_an_exception_allows_one_use_in_one_file():
+    for name, (excepted, _) in EXCEPTIONS.items():
+        uses = [use.partition(": ")[2] for use in banned_uses(ast.parse((ROOT / name).read_text("utf-8")))]
+        assert uses == [excepted], f"{name} uses this once and nothing else"
+    for call in ("torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=flag)"):
+        assert "line 1: torch.load()" in list(banned_uses(ast.parse(call)))
 
 
 def test_what_is_public_says_what_it_is(source):
@@ -190,7 +209,8 @@ def test_the_check_of_imports_can_fail(name, text):
     "text",
     [
         "import pickle", "from joblib import load", "torch.load(path)", "torch.save(x, path)", "yaml.load(text)",
-        "eval(text)", "exec(text)", "os.system(text)", "run(text, shell=True)", "np.load(path, allow_pickle=True)",
+        "torch.load(path, weights_only=True)", "eval(text)", "exec(text)", "os.system(text)", "run(text, shell=True)",
+        "np.load(path, allow_pickle=True)",
         "load(name, trust_remote_code=True)", "torch.nan_to_num(x)", "x.nan_to_num_()", "read(f, weights_only=False)",
     ],
 )  # fmt: skip

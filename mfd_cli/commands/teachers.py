@@ -64,6 +64,50 @@ def check(
     return found
 
 
+def convert(
+    family: str, source: Path, *, output: Path | None = None, weights: str | None = None, force: bool = False
+) -> Path:
+    """Turns a published pickle into files that are safe to read, and returns the path written.
+
+    Args:
+        family: whose files: occfm.
+        source: a checkpoint (.ckpt), or a cache of latents (.pkl).
+        output: file for a checkpoint, folder for a cache; if None, beside the source.
+        weights: "ema" or "raw" of a checkpoint; the averaged ones where there are any if None.
+        force: replace a file that exists.
+
+    Raises:
+        MfdError: another family, a source that is no such file, or an output that exists.
+    """
+    if family != "occfm":
+        raise MfdError(
+            f"no converter for '{family}'", allowed="occfm", do="other families load their files as they are"
+        )
+    if weights not in (None, "ema", "raw"):
+        raise MfdError(f"--weights {weights}", allowed="ema or raw")
+    if source.suffix == ".pkl":
+        return _convert_cache(source, output, weights)
+    from teachers.occfm.checkpoints import convert as convert_checkpoint
+
+    path = output or source.with_suffix(".safetensors")
+    facts = convert_checkpoint(source, path, weights, force=force)  # type: ignore[arg-type]
+    console.note(f"{facts['tensors']} tensors, {facts['weights']} weights of epoch {facts['epoch']}")
+    console.note(f"use it: --set teacher.weights={path}")
+    print(console.literal(str(path)))
+    return path
+
+
+def _convert_cache(source: Path, output: Path | None, weights: str | None) -> Path:
+    from teachers.occfm.clips import convert_cache
+
+    if weights is not None:
+        raise MfdError(f"--weights {weights} of a cache of latents", allowed="of a checkpoint (.ckpt)")
+    folder = output or source.with_name(source.stem.removeprefix("nus_sem_occ_"))
+    console.note(f"{convert_cache(source, folder)} frames; they are read from there instead of from {source.name}")
+    print(console.literal(str(folder)))
+    return folder
+
+
 def train(recipe: str, *, output: Path | None = None, overrides: Sequence[str] = (), force: bool = False) -> Path:
     """Trains a teacher by flow matching and writes its weights file; returns its path.
 

@@ -24,7 +24,14 @@ from mfd_cli.inference.card import CARD, CARD_MARK, model_card, pathless
 from mfd_cli.inference.fresh import failed, run_fresh
 from mfd_cli.inference.sampler import Sampler, precision
 from mfd_cli.store.files import sha256, write_bytes
-from mfd_cli.store.student import StoredStudent, content, fingerprint, read_student, save_student_file
+from mfd_cli.store.student import (
+    StoredStudent,
+    content,
+    fingerprint,
+    read_student,
+    save_student_file,
+    student_tensors,
+)
 from teachers.registry import teachers as teacher_registry
 
 #: largest root-mean-square difference of samples, relative to their standard deviation; fp32 has to agree in every bit
@@ -43,7 +50,9 @@ if plugin:
     from mfd_cli.plugins import import_plugin
     import_plugin(pathlib.Path(plugin))
 from mfd_cli import load_student
-samples = load_student(file).sample(int(count), seed=int(seed))
+student = load_student(file)
+student.find_clips(stand_in=True)
+samples = student.sample(int(count), seed=int(seed))
 numpy.save(sys.stdout.buffer, samples.float().numpy(), allow_pickle=False)
 """
 
@@ -83,7 +92,7 @@ def export_student(
         RunStopped: the file did not give the student's samples when loaded again; it is not kept.
     """
     config = export_config(student, dtype)
-    weights = cast_weights(student.network.state_dict(), dtype)
+    weights = cast_weights(student_tensors(student.network, student.teacher.carried()), dtype)
     file, card = folder / f"{config['recipe']['name']}.safetensors", folder / CARD
     _refuse_foreign(file, card)
     present = _identical(file, config, weights)
@@ -139,7 +148,10 @@ def check_export(file: Path, student: Sampler, dtype: str) -> str:
     Raises:
         RunStopped: the process failed, or the samples differ by more than TOLERANCE.
     """
+    known = student.teacher.clips
+    student.find_clips(stand_in=True)  # what the data's own files hold need not be there
     expected = student.sample(_CHECK_COUNT, seed=_CHECK_SEED).float().numpy()
+    student.teacher.clips = known
     found = _samples_of_fresh_process(file, student)
     if dtype == "fp32":
         if found.shape != expected.shape or found.tobytes() != expected.tobytes():

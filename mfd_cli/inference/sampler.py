@@ -109,10 +109,14 @@ class Sampler:
             parts.append(self.decode(self.generate(noise, condition, steps=steps, guidance=guidance)).cpu())
         return torch.cat(parts)
 
-    def find_clips(self) -> None:
-        """Loads the data that the family's conditions are items of, where they are and it was not loaded before."""
-        if self.teacher.condition_kind == "clip" and self.teacher.clips is None and "data" in self.config:
-            load_data(self.config, self.teacher)
+    def find_clips(self, *, stand_in: bool = False) -> None:
+        """Loads the data that the family's conditions are items of, if they are and it was not loaded before.
+
+        Args:
+            stand_in: load what stands in for it, in any case.
+        """
+        if self.teacher.condition_kind == "clip" and "data" in self.config and (stand_in or not self.teacher.clips):
+            load_data(self.config, self.teacher, stand_in=stand_in)
 
     def noise(self, count: int, *, seed: int, first: int = 0) -> Tensor:
         """The noise of samples `first` .. `first + count - 1` [N, *sample_shape], on the sampler's device."""
@@ -159,7 +163,9 @@ def load_student(path: str | Path | None = None, *, device: str | torch.device =
     else:
         teacher = build_adapter(config).to(device)
         network = teacher.build_network().to(device)
-    load_into(network, stored.weights, stored.path)
+    load_into(network, stored.network, stored.path)
+    if stored.carried:
+        teacher.receive(stored.carried)
     return Sampler(
         "student",
         teacher,

@@ -6,6 +6,8 @@ The config is all that sampling needs besides the weights (for an adapter: besid
     student {steps, shift, sampler, grid, weights, lora {rank, alpha, targets} or null, first_time},
     data (its settings), recipe (complete),
     weights_sha256 (of the tensors), config_sha256 (of all this)
+
+Beside the network's tensors stand those that the family needs to decode (`Teacher.carried`), under names of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfd_cli.errors import MfdError
 from mfd_cli.store.checkpoint import verify
@@ -27,6 +29,8 @@ from mfd_cli.store.layout import CONFIG, WEIGHTS, RunFolder, is_checkpoint
 from mfd_cli.store.tensors import read_header, read_tensors, write_tensors
 
 FORMAT = 1
+#: first part of the names of tensors that are not the network's
+_CARRIED = "carried."
 _SEAL = ("format", "weights_sha256", "config_sha256")
 
 
@@ -36,13 +40,28 @@ class StoredStudent:
 
     Attributes:
         config: see the module's text.
-        weights: state dict of the network.
+        weights: every tensor of the file.
         path: where it was read from.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     path: Path
+
+    @property
+    def network(self) -> dict[str, Tensor]:
+        """State dict of the network."""
+        return {name: value for name, value in self.weights.items() if not name.startswith(_CARRIED)}
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What `Teacher.receive` takes; empty in checkpoints, whose teacher is at hand."""
+        return {name.removeprefix(_CARRIED): value for name, value in self.weights.items() if name.startswith(_CARRIED)}
+
+
+def student_tensors(network: nn.Module, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors to store of a student: its network's, and those that decoding needs."""
+    return {**network.state_dict(), **{f"{_CARRIED}{name}": value for name, value in carried.items()}}
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

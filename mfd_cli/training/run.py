@@ -17,7 +17,7 @@ from mfd_cli.store.checkpoint import Checkpoint, set_aside_after
 from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
 from mfd_cli.store.layout import RUNS, RunFolder, point_latest
 from mfd_cli.store.lock import locked
-from mfd_cli.store.student import save_student
+from mfd_cli.store.student import save_student, student_tensors
 from mfd_cli.training import checkpoints
 from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remove_run, resume_command
 from mfd_cli.training.previews import save_preview
@@ -142,7 +142,8 @@ class Session:
     def _finish(self) -> None:
         if self.main:
             workshop, update = self.workshop, self.trainer.update
-            save_student(self.run.student, workshop.student_config(update), workshop.roles.final().state_dict())
+            tensors = student_tensors(workshop.roles.final(), workshop.teacher.carried())
+            save_student(self.run.student, workshop.student_config(update), tensors)
             self.reporter.saved("student", self.run.student)
             self._preview()
             report = self._closing_report()

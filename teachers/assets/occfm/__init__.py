@@ -1,0 +1,1 @@
+"""Weights of the small OccFM teacher; see README.md."""
