@@ -114,10 +114,7 @@ def _report(args: Any, folders: dict[int, Path], seconds: dict[int, dict[str, fl
     judge = judge_of(data, args.num, args.judging_seed)
     counts = sorted({*args.steps, student.steps})
     console.note(f"judging the teacher at {', '.join(map(str, counts))} steps and {len(folders)} students")
-    by_steps = {
-        count: judge.judge(teacher, steps=count, batch_size=_BATCH)
-        for count in counts
-    }
+    by_steps = {count: judge.judge(teacher, steps=count, batch_size=_BATCH) for count in counts}
     runs = []
     for seed, folder in folders.items():
         found = judged(folder, judge)
@@ -132,7 +129,7 @@ def _report(args: Any, folders: dict[int, Path], seconds: dict[int, dict[str, fl
         **machine(student),
         "distill_threads": RunFolder(first).read_record()["threads"],
         "num": args.num,
-        "reference_num": reference.count,
+        "reference_num": judge.count,
         "judging_seed": args.judging_seed,
         "student_steps": student.steps,
         "teacher": [

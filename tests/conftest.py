@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,6 +76,25 @@ def tiny_sana(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from teachers.pipelines import tiny
 
     return tiny.ensure("mfd/sana-tiny", tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture(scope="session")
+def tiny_occfm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the smallest OccFM for grids of 32 cells; for reading only."""
+    from teachers.occfm.compressor import Compressor
+    from teachers.occfm.driving import DrivingData, DrivingSettings, TinySettings, TinyTeacher
+    from teachers.occfm.training import CompressorNetwork, OccFMNetwork, rescaled
+
+    compressor = CompressorNetwork(channels=4, encoder_width=8, decoder_width=16, heads=2)
+    sizes = OccFMNetwork(base=8, heads=2, head_width=8, compressor=compressor)
+    data = DrivingData.load(DrivingSettings(type="driving", scenes=1, frames=13), None)
+    teacher = TinyTeacher.untrained(TinySettings(type="occfm-tiny"), sizes, data)
+    torch.manual_seed(0)
+    random = Compressor(**teacher.architecture["compressor"]).eval().requires_grad_(False)
+    teacher._compressor = rescaled(random, data.frames(torch.arange(4)), 1 / teacher.settings.rescale)
+    path = tmp_path_factory.mktemp("occfm") / "tiny.safetensors"
+    save_file(teacher.weights(teacher.build_network()), path)
+    return path
 
 
 Command = Callable[..., "subprocess.Popen[str]"]

@@ -82,6 +82,8 @@ def sample(
     student = load_student(path, device=device, dtype=dtype)
     student.find_clips()
     asked, count = _asked(student.teacher, {"prompt": texts, "label": label, "clip": clip}, num)
+    if output is None and student.teacher.sample_kind == "occupancy":
+        kind = "all"
     _check_kind(student.teacher, kind, count)
     steps = steps or student.steps
     loaded = _teacher(path, student, teacher, device, dtype)
@@ -92,7 +94,7 @@ def sample(
     target = _default_output(path, student, steps, seed, bool(teacher)) if output is None else Path(output)
     request = {"count": count, "seed": seed, "asked": asked, "batch_size": batch_size}
     if student.teacher.sample_kind == "occupancy":
-        _write_forecasts(target, kind if output is not None else "all", samplers, request)
+        target = _write_forecasts(target, kind, samplers, request)
     elif kind == "png":
         _write_picture(target, samplers, request)
     elif kind == "npz":
@@ -170,7 +172,9 @@ def _teacher(path: Path, student: Sampler, wanted: bool | None, device: str, dty
     if not (student.teacher.sample_kind == "occupancy" if wanted is None else wanted):
         return None
     try:
-        return load_teacher(path, device=device, dtype=dtype)
+        loaded = load_teacher(path, device=device, dtype=dtype)
+        loaded.teacher.clips = student.teacher.clips  # the same data need not be read twice
+        return loaded
     except MfdError as error:
         if wanted:
             raise
@@ -189,6 +193,10 @@ def _check_kind(teacher: Teacher, kind: str, count: int) -> None:
         from mfd_cli.inference.pictures import require_grid
 
         require_grid(count)
+    if teacher.sample_kind == "occupancy" and kind == "png":
+        from mfd_cli.inference.forecast_pictures import require_page
+
+        require_page(count)
 
 
 def _warn_student(student: Sampler, steps: int, guidance: float | None) -> None:
@@ -292,21 +300,28 @@ def _refuse_leftovers(folder: Path, count: int) -> None:
         )
 
 
-def _write_forecasts(target: Path, kind: str, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> None:
-    """Pictures, films and numbers of forecasts: all beside each other, in a folder, or the one kind asked for."""
+def _write_forecasts(target: Path, kind: str, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> Path:
+    """Pictures, films and numbers of forecasts: all beside each other, in a folder, or the one kind asked for.
+
+    Returns:
+        The target; the folder that it is in where files of other names were written in its place.
+    """
     from mfd_cli.inference.forecast_pictures import files, forecast
     from mfd_cli.store.files import write_bytes
 
     found = forecast(samplers, **request)
     for note in found.notes:
         console.note(note)
+    several = kind in ("all", "folder")
     stem, folder = ("forecasts", target) if kind == "folder" else (target.stem, target.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files(found, stem, _facts(samplers, request)).items():
-        if kind in ("all", "folder") or name.endswith(f".{kind}"):
-            alone = kind == "gif" and len(found.clips) == 1
-            write_bytes(target if alone else folder / name, content)
-            console.note(str(target if alone else folder / name))
+    contents = files(found, stem, _facts(samplers, request), ("png", "gif", "npz") if several else (kind,))
+    if not several and len(contents) == 1:  # the very name that was asked for
+        contents = {target.name: next(iter(contents.values()))}
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+        console.note(str(folder / name))
+    return target if kind == "folder" or target.name in contents else folder
 
 
 def _samples(sampler: Sampler, steps: int, request: dict[str, Any]) -> Tensor:

@@ -204,7 +204,7 @@ def table(report: dict[str, Any]) -> tuple[str, list[str], list[list[object]]]:
 
 def _headline(names: Iterable[str]) -> list[str]:
     """The metrics that a table has room for: of those of single moments, none."""
-    return [name for name in names if not re.search(r"_[\d.]+s$", name)]
+    return [name for name in names if not re.search(r"_\d+\.\d+s$", name)]
 
 
 def summary(report: dict[str, Any]) -> list[str]:

@@ -87,18 +87,23 @@ def forecast(
     return Forecasts(items.tolist(), history, truth, samples, titles, seed, notes)
 
 
+def require_page(count: int) -> None:
+    """Raises MfdError if `count` clips are too many for one picture."""
+    if count > LARGEST_PAGE:
+        raise MfdError(
+            f"{count} clips in one picture",
+            allowed=f"at most {LARGEST_PAGE}",
+            do="give a folder (`-o forecasts/`) or a file of numbers (`-o forecasts.npz`) instead",
+        )
+
+
 def page(forecasts: Forecasts) -> Image.Image:
     """All clips from above, with their history, truth and every forecast.
 
     Raises:
         MfdError: too many clips for one picture.
     """
-    if len(forecasts.clips) > LARGEST_PAGE:
-        raise MfdError(
-            f"{len(forecasts.clips)} clips in one picture",
-            allowed=f"at most {LARGEST_PAGE}",
-            do="give a folder (`-o forecasts/`) or a file of numbers (`-o forecasts.npz`) instead",
-        )
+    require_page(len(forecasts.clips))
     rows = [_rows(forecasts, index) for index in range(len(forecasts.clips))]
     return forecast_picture(rows, list(forecasts.history))
 
@@ -118,14 +123,34 @@ def arrays(forecasts: Forecasts) -> dict[str, Any]:
     return found
 
 
-def files(forecasts: Forecasts, stem: str, facts: dict[str, object]) -> dict[str, bytes]:
-    """Everything there is to look at, by file name: STEM.png, a GIF of each clip, and STEM.npz."""
-    import numpy as np
+def files(
+    forecasts: Forecasts, stem: str, facts: dict[str, object], kinds: Sequence[str] = ("png", "gif", "npz")
+) -> dict[str, bytes]:
+    """What there is to look at, by file name: STEM.png, a GIF of each clip, and STEM.npz.
 
-    numbers = io.BytesIO()
-    np.savez_compressed(numbers, **arrays(forecasts))
-    films = {f"{stem}-clip{clip}.gif": film(forecasts, index) for index, clip in enumerate(forecasts.clips)}
-    return {f"{stem}.png": png_bytes(page(forecasts), facts), **films, f"{stem}.npz": numbers.getvalue()}
+    Of more clips than a picture has room for, STEM.png is left out, unless nothing else is asked for.
+
+    Args:
+        forecasts: what was forecast.
+        stem: begins the files' names.
+        facts: what the picture says about itself.
+        kinds: suffixes of the files wanted.
+
+    Raises:
+        MfdError: a picture alone, of too many clips.
+    """
+    found: dict[str, bytes] = {}
+    if "png" in kinds and (len(forecasts.clips) <= LARGEST_PAGE or len(kinds) == 1):
+        found[f"{stem}.png"] = png_bytes(page(forecasts), facts)
+    if "gif" in kinds:
+        found |= {f"{stem}-clip{clip}.gif": film(forecasts, index) for index, clip in enumerate(forecasts.clips)}
+    if "npz" in kinds:
+        import numpy as np
+
+        numbers = io.BytesIO()
+        np.savez_compressed(numbers, **arrays(forecasts))
+        found[f"{stem}.npz"] = numbers.getvalue()
+    return found
 
 
 def _rows(forecasts: Forecasts, index: int) -> list[Row]:

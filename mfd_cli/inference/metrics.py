@@ -208,10 +208,17 @@ def standard_error(statistic: Callable[[Tensor], float], num: int, resamples: in
 
     Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
     """
-    figures = [
-        statistic((Stream(seed, draw, 0, num).uniform("bootstrap").double() * num).long()) for draw in range(resamples)
+    return standard_errors(lambda drawn: {"": statistic(drawn)}, num, resamples, seed)[""]
+
+
+def standard_errors(
+    statistics: Callable[[Tensor], dict[str, float]], num: int, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, float]:
+    """The same for several figures that are computed together, by name."""
+    draws = [
+        statistics((Stream(seed, draw, 0, num).uniform("bootstrap").double() * num).long()) for draw in range(resamples)
     ]
-    return torch.tensor(figures, dtype=torch.float64).std().item()
+    return {name: torch.tensor([each[name] for each in draws], dtype=torch.float64).std().item() for name in draws[0]}
 
 
 def redrawn(sorted_rows: Tensor, ranks: Tensor, drawn: Tensor) -> Tensor:

@@ -10,14 +10,13 @@ which is what published OccFM tables do; "strict" leaves it out, unless it was p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import RESAMPLES, standard_error
+from mfd_cli.inference.metrics import RESAMPLES, standard_errors
 from teachers.occfm.classes import CLASSES, FREE
 
 __all__ = [
@@ -149,7 +148,7 @@ def bootstrap_errors(counts: Counts, groups: Tensor, seed: int, resamples: int =
     """Standard error of every figure when other scenes of the same kind had been drawn.
 
     Clips of one scene share frames and surroundings, so whole scenes are drawn with replacement (see
-    `metrics.standard_error`); drawing clips would claim an accuracy that is not there.
+    `metrics.standard_errors`); drawing clips would claim an accuracy that is not there.
 
     Args:
         counts: of each clip, [N, F, 18].
@@ -171,11 +170,10 @@ def bootstrap_errors(counts: Counts, groups: Tensor, seed: int, resamples: int =
     parts = [part.cpu() for part in counts]
     sums = [part.new_zeros(len(scenes), *part.shape[1:]).index_add(0, member, part) for part in parts]
 
-    def statistic(name: str) -> Callable[[Tensor], float]:
-        return lambda drawn: figures(pooled(Counts(*(part[drawn] for part in sums))))[name]
+    def redrawn(drawn: Tensor) -> dict[str, float]:
+        return figures(pooled(Counts(*(part[drawn] for part in sums))))
 
-    names = figures(pooled(counts))
-    return {name: standard_error(statistic(name), len(scenes), resamples, seed) for name in names}
+    return standard_errors(redrawn, len(scenes), resamples, seed)
 
 
 def _confusion(predicted: Tensor, truth: Tensor) -> Tensor:

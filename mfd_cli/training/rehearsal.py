@@ -22,7 +22,7 @@ from mfd_cli.training.batches import Batches
 from mfd_cli.training.folder import describe
 from mfd_cli.training.savings import out_of_memory, savings
 from mfd_cli.training.trainer import Trainer
-from mfd_cli.training.workshop import Workshop, build
+from mfd_cli.training.workshop import Workshop, build, refuse_missing
 from teachers.conditions import Condition, rows
 from teachers.guidance import VelocityField
 
@@ -119,7 +119,9 @@ def rehearse(
     _measure_update(result, workshop, trainer, "auxiliary update", 0, student * loaded.recipe.method.aux_updates)
     _measure_update(result, workshop, trainer, "student update", trainer.cycle - 1, student)
     _measure_preview(result, workshop)
-    result.facts = _facts(workshop, result)
+    result.facts = [*_facts(workshop, result), ["closing check", _closing_check(workshop, random_weights)]]
+    if random_weights:
+        result.facts.append(["missing for the run itself", _missing(loaded.recipe)])
     peak, total = max((phase.peak_mb or 0 for phase in result.phases), default=0), total_memory_mb(place)
     result.tight = total is not None and peak > _TIGHT * total
     return result
@@ -262,6 +264,28 @@ def _facts(workshop: Workshop, result: Rehearsal) -> list[list[Any]]:
         ["peak memory", f"{human(peak * 1e6)} of {human(total * 1e6)}" if peak and total else "unknown"],
         ["disk", f"{human(needed)} of {human(free_bytes(RUNS))} free"],
     ]
+
+
+def _closing_check(workshop: Workshop, random_weights: bool) -> str:
+    """What a finished run would be judged by, or why it would not be."""
+    data, num = workshop.data.held_out(), workshop.recipe.evaluate.num
+    if not num:
+        return "none (evaluate.num: 0)"
+    if not data.paired or random_weights:
+        return f"{num} samples"
+    try:
+        data.truth(torch.zeros(1, dtype=torch.long))
+    except MfdError as error:
+        return f"quality cannot be measured: {error.found}"
+    return f"{min(num, data.size or num)} samples against what followed"
+
+
+def _missing(recipe: Any) -> str:
+    try:
+        refuse_missing(recipe)
+    except MfdError as error:
+        return error.found
+    return "nothing"
 
 
 def _size(parameters: Iterable[nn.Parameter]) -> str:

@@ -118,7 +118,7 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     family: Any = teacher_registry.get(recipe.teacher.type)
     source: Any = data_registry.get(recipe.data.type)
     if not random_weights:
-        source.check(recipe.data)
+        refuse_missing(recipe)
     teacher = (family.random if random_weights else family.load)(recipe.teacher)
     data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
     batches = Batches(
@@ -131,3 +131,21 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
         device=accelerator.device, lora=recipe.student.adapters, checkpointing=recipe.train.checkpointing,
     )  # fmt: skip
     return Workshop(loaded, accelerator, teacher, data, roles, batches)
+
+
+def refuse_missing(recipe: Any) -> None:
+    """Raises one MfdError for all the files that teacher and data miss."""
+    missing = []
+    for registry, block in ((teacher_registry, recipe.teacher), (data_registry, recipe.data)):
+        try:
+            registry.get(block.type).check(block)  # type: ignore[attr-defined]
+        except MfdError as error:
+            missing.append(error)
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        raise MfdError(
+            "; ".join(error.found for error in missing),
+            allowed="; ".join(error.allowed for error in missing if error.allowed),
+            do="; ".join(dict.fromkeys(error.do for error in missing if error.do)),
+        )

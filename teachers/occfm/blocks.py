@@ -7,11 +7,17 @@ frame is an image to convolutions and a row of tokens to attention without being
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+
+#: numbers of the widest intermediate result of attention that a CPU works on at once: 4 MB, so that it stays cached
+_CACHED = 2**20
+#: a CPU's attention over many tokens is fastest with heads of this width, even where half of them is padding
+_FAST_HEAD, _MANY_TOKENS = 16, 256
 
 
 class ChannelNorm(nn.Module):
@@ -59,6 +65,8 @@ class FrameConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, F, H, W, in] to [B, F, H / stride, W / stride, out]."""
+        if self.weight.shape[-1] == 1:
+            return functional.linear(x, self.weight.flatten(1), self.bias)
         frames = x.flatten(0, 1).permute(0, 3, 1, 2)
         found = functional.conv2d(frames, self.weight.squeeze(2), self.bias, self.stride, self.padding)
         return found.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
@@ -141,13 +149,13 @@ class NormedAttention(nn.Module):
         self.fn.fn.fn = projections
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Tokens [..., N, c] attend to each other; `bias` [heads, N, N] is added to the logits."""
+        """Tokens of S sequences [B, S, N, c] attend to each other; `bias` [heads, N, N] is added to the logits."""
+        return in_parts(lambda part: self._attended(part, bias), x, 3 * self.heads * self.head_width)
+
+    def _attended(self, x: Tensor, bias: Tensor | None) -> Tensor:
         projections = self.fn.fn.fn
-        tokens = self.fn.norm(x).flatten(0, -3)
-        split = projections.to_qkv(tokens).unflatten(-1, (3, self.heads, self.head_width))
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        mask = None if bias is None else bias.to(query.dtype).expand(len(tokens), -1, -1, -1)
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        tokens = self.fn.norm(x).flatten(0, 1)
+        found = attention(projections.to_qkv(tokens).unflatten(-1, (3, self.heads, self.head_width)), bias)
         return x + projections.to_out(found.transpose(1, 2).flatten(2)).view(x.shape)
 
 
@@ -173,17 +181,51 @@ class DiTBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """S sequences of N tokens for each row, [B, S, N, c], and [B, width] to [B, S, N, c]."""
         modulation = self.adaLN_modulation(embedding)[:, None, None].chunk(6, dim=-1)
+        return in_parts(lambda part: self._transformed(part, modulation), x, 4 * x.shape[-1])
+
+    def _transformed(self, x: Tensor, modulation: Sequence[Tensor]) -> Tensor:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
         x = torch.addcmul(x, gate, self._attention(_modulated(x, shift, scale)))
         hidden = functional.gelu(self.mlp.fc1(_modulated(x, shift_mlp, scale_mlp)), approximate="tanh")
         return torch.addcmul(x, gate_mlp, self.mlp.fc2(hidden))
 
     def _attention(self, x: Tensor) -> Tensor:
-        split = self.attn.qkv(x.flatten(0, 1)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        found = functional.scaled_dot_product_attention(query, key, value)
+        found = attention(self.attn.qkv(x.flatten(0, 1)).unflatten(-1, (3, self.heads, -1)))
         # heads are not moved behind the tokens before they are merged: the published weights were trained like this
         return self.attn.proj(found.reshape(x.shape))
+
+
+def attention(projected: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention between the tokens of M sequences.
+
+    Args:
+        projected: queries, keys and values [M, N, 3, heads, width].
+        bias: added to the logits [heads, N, N].
+
+    Returns:
+        [M, heads, N, width].
+    """
+    width = projected.shape[-1]
+    if projected.device.type == "cpu" and width < _FAST_HEAD and projected.shape[1] >= _MANY_TOKENS:
+        projected = functional.pad(projected, (0, _FAST_HEAD - width))
+    query, key, value = projected.permute(2, 0, 3, 1, 4)
+    mask = None if bias is None else bias.to(query.dtype).expand(len(query), -1, -1, -1)
+    found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=width**-0.5)
+    return found[..., :width]
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """function(x) of independent sequences [B, S, N, c], on a CPU so many at a time that they stay in its cache.
+
+    Args:
+        function: does not mix the sequences of a row.
+        x: the sequences.
+        width: numbers that `function` holds for each token at most.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(x)
+    at_once = max(1, _CACHED // (len(x) * x.shape[2] * width))
+    return torch.cat([function(part) for part in x.split(at_once, dim=1)], dim=1)
 
 
 class RelativeBias(nn.Module):

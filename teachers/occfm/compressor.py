@@ -22,6 +22,8 @@ HEIGHTS = 16
 CLASS_FEATURES, HEIGHT_FEATURES = 8, 4
 #: heads of the attention in the middle, and channels of each
 _HEADS, _HEAD_WIDTH = 8, 64
+#: voxels whose 18 similarities are held at once: what stays in a CPU's cache, a frame of the published size on a GPU
+_VOXELS_AT_ONCE = {"cpu": 20_000, "cuda": 640_000}
 
 
 class Compressor(nn.Module):
@@ -88,14 +90,12 @@ class Compressor(nn.Module):
         return torch.cat([self._classes(self.decoder(part)) for part in parts])
 
     def _classes(self, features: Tensor) -> Tensor:
-        """Classes of decoded features, frame by frame, so that 18 numbers a voxel are never held for all of them."""
-        embeddings = self.embedding.class_embeds.weight.to(features.dtype)
-        size = features.shape[2:]
-        classes = features.new_empty((len(features), *size, HEIGHTS), dtype=torch.uint8)
-        for frame, into in zip(features, classes, strict=True):
-            voxels = frame.reshape(HEIGHTS, CLASS_FEATURES, -1)
-            into.copy_((embeddings @ voxels).argmax(dim=1).view(HEIGHTS, *size).permute(1, 2, 0))
-        return classes
+        """Classes of decoded features, part by part, so that 18 numbers a voxel are never held for all of them."""
+        embeddings = self.embedding.class_embeds.weight.to(features.dtype).t()
+        voxels = features.permute(0, 2, 3, 1).reshape(-1, CLASS_FEATURES)
+        parts = voxels.split(_VOXELS_AT_ONCE.get(features.device.type, _VOXELS_AT_ONCE["cuda"]))
+        classes = torch.cat([(part @ embeddings).argmax(dim=-1).to(torch.uint8) for part in parts])
+        return classes.view(len(features), *features.shape[2:], HEIGHTS)
 
 
 class VoxelEmbedding(nn.Module):

@@ -6,6 +6,8 @@ times the teacher's `rescale`, and `trajectory` [B, 12, 2] in metres. Samples ar
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +52,7 @@ class ForecastData(Data):
     """Clips for a teacher that forecasts.
 
     Args:
-        clips: the clips to distill or train on.
+        read: gives the clips to distill or train on; called when they are first needed.
         rescale: factor between latents and what the network sees.
         held_out: makes the source of the clips that quality is measured on, when it is first asked for; None: itself.
     """
@@ -62,9 +64,20 @@ class ForecastData(Data):
         """Raises TeacherError: this is what the registered sources have in common."""
         raise TeacherError("clips without a source", allowed="data.type: occfm or driving")
 
-    def __init__(self, clips: Clips, rescale: float, held_out: Callable[[], ForecastData] | None = None) -> None:
-        self.clips, self.rescale = clips, rescale
+    def __init__(
+        self, read: Callable[[], Clips], rescale: float, held_out: Callable[[], ForecastData] | None = None
+    ) -> None:
+        self._read, self.rescale = read, rescale
         self._make_held_out, self._held_out = held_out, None if held_out else self
+
+    @functools.cached_property
+    def clips(self) -> Clips:
+        """The clips to distill or train on."""
+        return self._read()
+
+    def prepare(self, report: Callable[[int, int], None], process: int = 0, processes: int = 1) -> None:
+        """Reads the clips, so that files that do not fit are told of before a run begins."""
+        len(self.clips)
 
     def held_out(self) -> ForecastData:
         """Clips of drives that are not trained on."""
@@ -142,10 +155,10 @@ class OccFMData(ForecastData):
 
     @classmethod
     def load(cls, settings: Any, teacher: Teacher | None) -> OccFMData:
-        """The training clips; those of the validation scenes are read when quality is measured.
+        """The training clips, and those of the validation scenes to judge by, each read when first needed.
 
         Raises:
-            TeacherError: files are missing, damaged, or not of the teacher's latent shape.
+            TeacherError: files are missing; when they are read, also: damaged, or not of the teacher's latent shape.
         """
         cls.check(settings)
 
@@ -155,17 +168,23 @@ class OccFMData(ForecastData):
             cache, infos = _files(settings, part)
             clips = read_clips(cache, infos, settings.history_last, Path(settings.root))
             _require_shape(clips.latent_shape, teacher, cache)
+            if clips.skipped:
+                warnings.warn(
+                    f"{cache}: {clips.missing} frames are missing, so {clips.skipped} clips are not made", stacklevel=2
+                )
             return clips
 
         rescale = _rescale(teacher)
-        source = cls(read("training"), rescale, lambda: ForecastData(read("validation"), rescale))
+        held_out = ForecastData(lambda: read("validation"), rescale)
+        source = cls(lambda: read("training"), rescale, lambda: held_out)
         source.attach(teacher)
         return source
 
     @classmethod
     def stand_in(cls, settings: Any, teacher: Teacher) -> Data:
         """Random clips of the right shapes."""
-        return ForecastData(RandomClips(teacher.sample_shape[1:], _STAND_INS), _rescale(teacher)).attach(teacher)
+        clips = RandomClips(teacher.sample_shape[1:], _STAND_INS)
+        return ForecastData(lambda: clips, _rescale(teacher)).attach(teacher)
 
 
 class RandomClips:

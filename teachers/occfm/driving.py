@@ -22,7 +22,7 @@ from teachers.errors import TeacherError
 from teachers.occfm.architecture import TRANSITION
 from teachers.occfm.compressor import Compressor
 from teachers.occfm.data import ForecastData
-from teachers.occfm.teacher import _ROWS, OccFMSettings, OccFMTeacher, _built
+from teachers.occfm.teacher import ROWS, OccFMSettings, OccFMTeacher, built
 from teachers.occfm.training import OccFMNetwork, compressor_sizes, train_compressor, transition_sizes
 from teachers.occfm.transition import FRAMES, HISTORY
 from teachers.occfm.world.geometry import Grid
@@ -34,8 +34,10 @@ _ASSETS = Path(str(files("teachers.assets.occfm")))
 _EXTENT = 40.0
 #: held-out scenes have numbers from here on, so that they are the same however many are trained on
 _HELD_OUT = 1_000_000
-#: scenes whose labels are kept
-_KEPT_SCENES = 128
+#: added to a drive's number for the noise of its latents, since the drive itself was drawn with the bare number
+_LATENTS = 2**32
+#: drives whose labels are kept, since training comes back to each: 0.3 MB a drive of 18 frames
+_KEPT_DRIVES = 2048
 
 
 class TinySettings(OccFMSettings):
@@ -58,9 +60,20 @@ class TinyTeacher(OccFMTeacher):
         self._to_train: Any = None
 
     @classmethod
+    def check(cls, settings: Any) -> None:
+        """Refuses a weights file that is not there."""
+        super().check(_placed(settings))
+
+    @classmethod
     def load(cls, settings: Any) -> TinyTeacher:
         """The shipped weights, or those of a file."""
         return super().load(_placed(settings))  # type: ignore[return-value]
+
+    @classmethod
+    def random(cls, settings: Any) -> TinyTeacher:
+        """Random weights of the sizes that `mfd teachers train` makes unless told otherwise."""
+        size = DrivingSettings.model_fields["size"].default
+        return cls(settings, _sizes(settings, OccFMNetwork(), size)).with_random_weights()  # type: ignore[return-value]
 
     @classmethod
     def untrained(cls, settings: Any, network: Any, data: Data) -> TinyTeacher:
@@ -71,10 +84,7 @@ class TinyTeacher(OccFMTeacher):
         """
         if not isinstance(data, DrivingData):
             raise TeacherError("only the made-up world can train this teacher", allowed="data.type: driving")
-        sizes = compressor_sizes(network.compressor, data.settings.size)
-        latents = _built(Compressor, sizes, "compressor").latent_shape
-        transition = transition_sizes(network, latents, _ROWS[settings.trajectory])
-        teacher = cls(settings, {"transition": transition, "compressor": sizes})
+        teacher = cls(settings, _sizes(settings, network, data.settings.size))
         teacher.build_network()
         teacher._to_train = network.compressor
         return teacher
@@ -83,7 +93,7 @@ class TinyTeacher(OccFMTeacher):
         """Trains the compressor on the labels of `data`, which from then on gives its latents."""
         assert isinstance(data, DrivingData), "see untrained"
         torch.manual_seed(seed)
-        compressor = _built(Compressor, self.architecture["compressor"], "compressor")
+        compressor = built(Compressor, self.architecture["compressor"], "compressor")
         self._compressor = train_compressor(
             compressor, data.frames, data.frame_count, self._to_train,
             deviation=1 / self.settings.rescale, seed=seed, report=report,
@@ -117,8 +127,7 @@ class DrivingData(ForecastData):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        clips = DrivingClips(settings, 0, settings.scenes)
-        super().__init__(clips, 1.0, self._judges)
+        super().__init__(lambda: DrivingClips(settings, 0, settings.scenes), 1.0, self._judges)
 
     @classmethod
     def load(cls, settings: Any, teacher: Teacher | None) -> DrivingData:
@@ -160,7 +169,7 @@ class DrivingData(ForecastData):
     def _judges(self) -> ForecastData:
         clips = DrivingClips(self.settings, _HELD_OUT, self.settings.held_out)
         clips.compressor = self.clips.compressor  # type: ignore[attr-defined]
-        return ForecastData(clips, self.rescale)
+        return ForecastData(lambda: clips, self.rescale)
 
 
 class DrivingClips:
@@ -225,7 +234,8 @@ class DrivingClips:
         compressor, drives = self.compressor(), []
         shape = (self.settings.frames, *compressor.latent_shape)
         for number in range(self.count):
-            random = np.random.Generator(np.random.Philox(key=np.array([self.settings.seed, self.first + number])))
+            key = np.array([self.settings.seed, _LATENTS + self.first + number], dtype=np.uint64)
+            random = np.random.Generator(np.random.Philox(key=key))
             noise = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
             drives.append(compressor.encode(self.drive(number)[0], noise))
             report(number + 1, self.count)
@@ -248,10 +258,17 @@ class DrivingClips:
         return values
 
 
-@functools.lru_cache(maxsize=_KEPT_SCENES)
+@functools.lru_cache(maxsize=_KEPT_DRIVES)
 def _drive(seed: int, number: int, frames: int, size: int) -> tuple[Tensor, Tensor]:
     scene = Scene(seed, number, frames, Grid(size=size, cell=_EXTENT / size))
     return torch.from_numpy(scene.all_labels()), torch.from_numpy(scene.displacements)
+
+
+def _sizes(settings: Any, network: OccFMNetwork, size: int) -> dict[str, Any]:
+    """The architecture of networks for a grid of `size` cells a side."""
+    compressor = compressor_sizes(network.compressor, size)
+    latents = built(Compressor, compressor, "compressor").latent_shape
+    return {"transition": transition_sizes(network, latents, ROWS[settings.trajectory]), "compressor": compressor}
 
 
 def _placed(settings: Any) -> Any:

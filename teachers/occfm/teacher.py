@@ -26,7 +26,8 @@ from teachers.occfm.transition import FRAMES, FUTURE, HISTORY, TransitionNetwork
 from teachers.settings import TeacherSettings
 from teachers.weights import load_into
 
-_ROWS = {"history": HISTORY, "future": FRAMES}
+#: rows of the trajectory that each kind of model takes
+ROWS = {"history": HISTORY, "future": FRAMES}
 #: cells of the grid, summed over frames, that are decoded at once: one frame of the published size on a CPU
 _CELLS_AT_ONCE = {"cpu": 40_000, "cuda": 960_000}
 
@@ -61,6 +62,18 @@ class OccFMTeacher(Teacher):
     def __init__(self, settings: Any, architecture: Mapping[str, Any]) -> None:
         super().__init__(settings, architecture)
         self._compressor: Compressor | None = None
+        self._random = False
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Refuses a weights file that is not there."""
+        path = Path(settings.weights)
+        if not path.is_file():
+            raise TeacherError(
+                f"{path}: no such file",
+                allowed="weights made by `mfd teachers convert occfm CKPT -o FILE.safetensors`",
+                do="see docs/occfm.md for what to download and where to put it",
+            )
 
     @classmethod
     def load(cls, settings: Any) -> OccFMTeacher:
@@ -81,11 +94,16 @@ class OccFMTeacher(Teacher):
     @classmethod
     def random(cls, settings: Any) -> OccFMTeacher:
         """Random weights of the published sizes."""
-        transition = {"trajectory_rows": _ROWS[settings.trajectory]}
-        teacher = cls(settings, {"transition": transition, "compressor": {}})
-        teacher.network = teacher.build_network().eval().requires_grad_(False)
-        teacher._compressor = Compressor().eval().requires_grad_(False)
-        return teacher
+        transition = {"trajectory_rows": ROWS[settings.trajectory]}
+        return cls(settings, {"transition": transition, "compressor": {}}).with_random_weights()
+
+    def with_random_weights(self) -> OccFMTeacher:
+        """Itself, with random weights of the sizes that its architecture says."""
+        self.network = self.build_network().eval().requires_grad_(False)
+        compressor = built(Compressor, self.architecture["compressor"], "compressor")
+        self._compressor = compressor.eval().requires_grad_(False)
+        self._random = True
+        return self
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -100,7 +118,14 @@ class OccFMTeacher(Teacher):
         Raises:
             TeacherError: sizes that do not fit each other.
         """
-        return _built(TransitionNetwork, self.architecture["transition"], "transition network")
+        return built(TransitionNetwork, self.architecture["transition"], "transition network")
+
+    def initial_network(self, seed: int) -> nn.Module:
+        """A copy of the teacher's network, whose tables of places and frames stay as they are."""
+        network = super().initial_network(seed)
+        for table in (network.pos_embed, network.temp_embed):
+            table.requires_grad_(False)
+        return network
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """u(x, t | history, trajectory) [B, 6, C, L, L]."""
@@ -166,6 +191,8 @@ class OccFMTeacher(Teacher):
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of the weights file."""
+        if self._random:
+            return {"weights": "random"}
         return {"weights_sha256": hashlib.sha256(Path(self.settings.weights).read_bytes()).hexdigest()}
 
     def _held_out(self) -> Data:
@@ -192,22 +219,23 @@ class OccFMTeacher(Teacher):
         self._fill_compressor(state, path)
 
     def _fill_compressor(self, state: Mapping[str, Tensor], path: Path) -> None:
-        compressor = _built(Compressor, self.architecture["compressor"], "compressor")
+        compressor = built(Compressor, self.architecture["compressor"], "compressor")
         load_into(compressor, {name: value for name, value in state.items() if name.startswith(COMPRESSOR)}, path)
         self._compressor = compressor.eval().requires_grad_(False)
 
 
 def _require_trajectory(path: Path, asked: str, rows: int) -> None:
-    if rows != _ROWS[asked]:
-        fits = next((name for name, count in _ROWS.items() if count == rows), None)
+    if rows != ROWS[asked]:
+        fits = next((name for name, count in ROWS.items() if count == rows), None)
         raise TeacherError(
-            f"{path}: its network takes {rows} rows of the trajectory, '{asked}' has {_ROWS[asked]}",
+            f"{path}: its network takes {rows} rows of the trajectory, '{asked}' has {ROWS[asked]}",
             allowed="history (6 rows) or future (12 rows)",
             do=f"set teacher.trajectory to {fits}" if fits else "use weights of a published kind",
         )
 
 
-def _built(kind: Any, sizes: Mapping[str, Any], what: str) -> Any:
+def built(kind: Any, sizes: Mapping[str, Any], what: str) -> Any:
+    """A network of these sizes. Raises TeacherError for sizes that do not fit each other."""
     try:
         return kind(**sizes)
     except (TypeError, ValueError) as error:

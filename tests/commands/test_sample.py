@@ -220,6 +220,8 @@ def test_points(run, capsys):
         ("tiny-labels", {"label": [0, 1, 2], "num": 2}, "at least 3"),
         ("tiny-labels", {"num": 1001}, "at most 1000"),
         ("tiny-prompts", {"label": [1]}, "takes no labels"),
+        ("tiny-labels", {"clip": [1]}, "takes no clips"),
+        ("tiny-labels", {"output": "x.gif"}, "whose samples do not move"),
         ("gmm", {"label": [1]}, "takes no labels"),
         ("gmm", {"output": "folder"}, "samples are points"),
     ],

@@ -5,11 +5,13 @@ import json
 import pytest
 
 from mfd_cli.errors import MfdError
+from mfd_cli.inference import timing
 from mfd_cli.inference.benchmark import Contestant, Effort, closing_report, contestants, report, summary, table
 from mfd_cli.inference.quality import Reference
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from teachers.base import TeacherError
 from teachers.gmm import GaussianMixtureData, GaussianMixtureSettings, GaussianMixtureTeacher
+from teachers.occfm.driving import DrivingData, DrivingSettings, TinySettings, TinyTeacher
 from teachers.settings import Settings
 
 QUICK = Effort(num=300, batch_size=300, min_seconds=0.02, max_seconds=0.2)
@@ -121,3 +123,69 @@ def test_table_and_summary_say_what_was_measured():
 def test_an_effort_of_nothing_is_refused(name):
     with pytest.raises(MfdError, match="0"):
         Effort(**{name: 0})
+
+
+@pytest.fixture(scope="module")
+def forecasts(tiny_occfm):
+    """The report of the smallest forecaster, 2 steps as teacher and 1 as student, and how often data were read."""
+    loaded = TinyTeacher.load(TinySettings(type="occfm-tiny", weights=str(tiny_occfm), steps=2))
+    data = DrivingData.load(DrivingSettings(type="driving", scenes=1, held_out=2, frames=13), loaded)
+    condition, read = data.condition, []
+    data.condition = lambda items: read.append(len(items)) or condition(items)
+    student = Sampler("student", loaded, loaded.network, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LEAST": 3, "REPEATS": {"cuda": 3}, "WARM_UP": {"cuda": 1}}.items():
+            patch.setattr(timing, name, value)
+        found = closing_report(
+            teacher_sampler(loaded), student, data, num=100, batch_size=4, seconds=0.01, timed_batch=2
+        )
+    return found, read
+
+
+def test_forecasts_are_timed_in_frames_and_with_reading_and_copying(forecasts):
+    found, read = forecasts
+    for row in found["rows"]:
+        assert row["frames_per_second"] == pytest.approx(6 * row["fps"])
+        assert row["end_to_end_ms"] >= row["latency_ms"]["median"]
+    # once to sample from, then once in every timed run; what is judged is held out and comes from elsewhere
+    assert read == [2] * (1 + sum(row["timed_runs"] for row in found["rows"]))
+    assert [row["evaluations"] for row in found["rows"]] == [2, 4, 1], "teacher at 1 and 2 steps, student"
+
+
+def test_samples_of_one_frame_have_no_frames_per_second(teacher, data):
+    found = closing_report(teacher, _student(teacher, 1), data, num=200, batch_size=100, seconds=0.02)
+    assert not any({"frames_per_second", "end_to_end_ms"} & row.keys() for row in found["rows"])
+    assert found["baselines"] == {} and "frames/s" not in table(found)[1]
+
+
+def test_forecasts_are_judged_against_what_followed_and_beside_what_needs_no_model(forecasts):
+    found, _ = forecasts
+    assert found["num"] == found["reference_num"] == 4, "no more than there are held-out clips"
+    student = found["rows"][-1]
+    assert (
+        found["gap_recovered"].keys() == student["metrics"].keys() == found["baselines"]["copy the last frame"].keys()
+    )
+    assert found["baselines"]["copy the last frame"]["iou"] > student["metrics"]["iou"], "the weights are random"
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_table_has_the_headline_figures_and_a_row_for_each_baseline(forecasts):
+    found, _ = forecasts
+    title, columns, cells = table(found)
+    assert columns[-5:] == ["iou", "miou", "miou_strict", "iou_1_2_3s", "miou_1_2_3s"]
+    assert "iou_0.5s" in found["rows"][0]["metrics"], "single moments are in the report, but not in the table"
+    assert {"frames/s", "end to end ms"} < set(columns) and all(len(line) == len(columns) for line in cells)
+    last = cells[-1]
+    assert [line[0] for line in cells] == ["teacher", "teacher", "student", "copy the last frame"]
+    assert last[1:-5] == ["-"] * (len(columns) - 6)
+    assert last[-5] == f"{found['baselines']['copy the last frame']['iou']:.4g}"
+    row = cells[0]
+    assert row[columns.index("frames/s")] == found["rows"][0]["frames_per_second"]
+    assert title.endswith("batch size 2, 4 samples against what followed")
+
+
+def test_the_summary_leaves_single_moments_out():
+    row = {"model": "student", "steps": 1, "own_steps": 1, "evaluations": 1, "latency_ms": None}
+    shares = {"iou": 0.95, "iou_1_2_3s": 0.9, "iou_0.5s": 0.5, "miou_3.0s": None}
+    found = {"rows": [row | {"model": "teacher"}, row], "speedup": None, "gap_recovered": shares, "notes": []}
+    assert summary(found) == ["1-step teacher -> 1-step student: gap recovered: iou 0.95, iou_1_2_3s 0.90"]

@@ -81,6 +81,36 @@ def test_a_sampler_counts_its_evaluations_per_sample_and_reports_memory():
     assert found.peak_memory_mb is None or found.peak_memory_mb > 50  # PyTorch alone takes that
 
 
+def test_reading_and_copying_are_timed_apart_from_latency():
+    log: list[str] = []
+
+    def step(name: str, seconds: float):
+        def work(*given: object) -> str:
+            log.append(name)
+            time.sleep(seconds)
+            return name
+
+        return work
+
+    run = TimedRun(
+        step("generate", 0.004), step("decode", 0.002), fetch=step("fetch", 0.01), deliver=step("copy", 0.005)
+    )
+    (found,) = measure([run], min_seconds=0)
+    assert found.median == pytest.approx(6, rel=0.3) and found.end_to_end == pytest.approx(21, rel=0.3)
+    assert found.end_to_end >= found.median + 14 and found.fps == pytest.approx(1000 / found.median)
+    assert log[2 * WARM_UP["cpu"] :] == ["fetch", "generate", "decode", "copy"] * LEAST
+    assert measure([_sleeper(0)], min_seconds=0)[0].end_to_end is None
+
+
+def test_what_is_fetched_is_read_again_for_every_run():
+    teacher = GaussianMixtureTeacher.load(GaussianMixtureSettings(type="gmm"))
+    read: list[int] = []
+    run = timed_sampler(teacher_sampler(teacher), {}, steps=1, batch_size=2, fetch=lambda: read.append(1) or {})
+    (found,) = measure([run], min_seconds=0)
+    assert len(read) == found.runs and found.end_to_end >= found.median
+    assert run.deliver(torch.ones(2)).device.type == "cpu"
+
+
 @pytest.mark.gpu
 def test_the_device_is_waited_for():
     if not torch.cuda.is_available():

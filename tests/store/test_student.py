@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from mfd_cli.errors import MfdError
 from mfd_cli.store.checkpoint import save_checkpoint
 from mfd_cli.store.layout import RunFolder
-from mfd_cli.store.student import content, fingerprint, read_student, save_student, save_student_file
+from mfd_cli.store.student import (
+    content,
+    fingerprint,
+    read_student,
+    save_student,
+    save_student_file,
+    student_tensors,
+)
 from mfd_cli.store.tensors import read_header, write_tensors
 
 CONFIG = {"architecture": {"width": 3}, "student": {"steps": 1}, "prompt": "Fréchet"}
@@ -104,3 +112,27 @@ def test_a_changed_config_is_noticed(tmp_path: Path) -> None:
     write_tensors(path, WEIGHTS, changed)
     with pytest.raises(MfdError, match="the config has changed"):
         read_student(path)
+
+
+def test_what_decoding_needs_is_stored_beside_the_network(tmp_path: Path) -> None:
+    network = nn.Linear(2, 3)
+    # the same name on both sides, so that one would replace the other
+    carried = {"weight": torch.arange(4), "decoder.bias": torch.ones(2)}
+    tensors = student_tensors(network, carried)
+    assert tensors.keys() == {"weight", "bias", "carried.weight", "carried.decoder.bias"}
+    save_student(tmp_path / "student", CONFIG, tensors)
+    save_student_file(tmp_path / "one.safetensors", CONFIG, tensors)
+    for path in (tmp_path / "student", tmp_path / "one.safetensors"):
+        found = read_student(path)
+        assert found.network.keys() == {"weight", "bias"} and torch.equal(found.network["weight"], network.weight)
+        assert found.carried.keys() == carried.keys()
+        assert all(torch.equal(found.carried[name], value) for name, value in carried.items())
+        assert found.config["weights_sha256"] == fingerprint(tensors), "what is carried is sealed too"
+
+
+def test_a_student_that_needs_nothing_else_carries_nothing(tmp_path: Path) -> None:
+    network = nn.Linear(2, 3)
+    assert student_tensors(network, {}).keys() == network.state_dict().keys()
+    path = save_checkpoint(tmp_path, update=1, inside=0, parts={"student": WEIGHTS}, state={"student": CONFIG}, keep=2)
+    found = read_student(path)
+    assert found.carried == {} and found.network.keys() == WEIGHTS.keys()

@@ -17,8 +17,10 @@ from mfd_cli.inference.sampler import load_teacher
 from mfd_cli.seeds import Stream
 from mfd_cli.store.tensors import read_header, read_tensors
 from mfd_cli.training import teacher as module
+from mfd_cli.training.reporting import Reporter
 from mfd_cli.training.run import distill
 from mfd_cli.training.teacher import train_teacher
+from teachers.images import ImagesData, ImagesTeacher
 
 RECIPE = """name: tiny-images
 teacher: {type: images, weights: made.safetensors, guidance: 1.5, steps: 3}
@@ -145,3 +147,73 @@ def test_what_does_not_fit_is_refused(settings: list[str], words: str) -> None:
 def test_a_teacher_recipe_is_no_distillation() -> None:
     with pytest.raises(MfdError, match="trains a teacher"):
         load_recipe("teacher.yaml")
+
+
+def test_what_comes_before_the_velocity_network_is_trained_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Log(Reporter):
+        def preparing(self, title: str, items: int, done: int) -> None:
+            told.append((title, items))
+
+        def started(self, title: str, updates: int, done: int) -> None:
+            told.append(title)
+
+    def pretrain(self: Any, data: Any, seed: int, report: Any) -> None:
+        assert isinstance(data, ImagesData)
+        told.append(f"seed {seed}")
+        report(1, 7)
+
+    monkeypatch.setattr(ImagesTeacher, "pretrain", pretrain)
+    monkeypatch.setattr(ImagesData, "prepare", lambda self, report: report(1, 3))
+    train("made.safetensors", "seed=5", "train.updates=2", reporter=Log())
+    assert told == ["seed 5", ("train compressor", 7), ("prepare data", 3), "tiny-images: 2 updates of 8"]
+
+
+def test_nothing_to_prepare_is_not_spoken_of() -> None:
+    told: list[str] = []
+
+    class Log(Reporter):
+        def preparing(self, title: str, items: int, done: int) -> None:
+            told.append(title)
+
+    train("made.safetensors", "train.updates=1", reporter=Log())
+    assert told == []
+
+
+def test_the_file_holds_what_the_family_says_its_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def weights(self: Any, network: Any) -> dict[str, torch.Tensor]:
+        seen.append(network.state_dict())
+        return {f"network.{name}": value.half() for name, value in network.state_dict().items()} | {
+            "more": torch.ones(2)
+        }
+
+    monkeypatch.setattr(ImagesTeacher, "weights", weights)
+    found = read_tensors(train("made.safetensors", "train.updates=2"))
+    assert torch.equal(found.pop("more"), torch.ones(2)) and len(seen) == 1
+    assert found.keys() == {f"network.{name}" for name in seen[0]}
+    assert all(torch.equal(found[f"network.{name}"], value.half()) for name, value in seen[0].items())
+
+
+def test_a_small_forecaster_is_trained_with_its_compressor() -> None:
+    Path("teacher.yaml").write_text("""name: forecaster
+teacher: {type: occfm-tiny}
+network:
+  {base: 8, heads: 2, head_width: 8,
+   compressor: {channels: 2, encoder_width: 8, decoder_width: 8, heads: 2, updates: 1, batch_size: 1}}
+optim: {lr: 1e-3}
+train: {updates: 1, batch_size: 2, threads: 1}
+data: {type: driving, scenes: 1, held_out: 1, frames: 12, size: 16}
+""")
+    path = train("forecaster.safetensors")
+    header = read_header(path)
+    assert header["type"] == "occfm-tiny" and header["architecture"]["compressor"]["size"] == 16
+    Path("student.yaml").write_text("""name: small
+teacher: {type: occfm-tiny, weights: forecaster.safetensors, steps: 1}
+method: {type: mfd}
+train: {updates: 1, batch_size: 1}
+data: {type: driving, scenes: 1, held_out: 1, frames: 12, size: 16}
+""")
+    assert load_teacher("student.yaml").sample(1).shape == (1, 6, 16, 16, 16)

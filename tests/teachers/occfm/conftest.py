@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from teachers.occfm.architecture import COMPRESSOR, TRANSITION, below, compressor_sizes, transition_sizes
 from teachers.occfm.compressor import Compressor
+from teachers.occfm.driving import DrivingData, DrivingSettings, TinySettings, TinyTeacher
 from teachers.occfm.teacher import OccFMSettings, OccFMTeacher
 from teachers.occfm.transition import TransitionNetwork
 from teachers.weights import load_into
@@ -73,6 +74,19 @@ def teacher(weights, tmp_path_factory):
     path = tmp_path_factory.mktemp("occfm") / "tiny.safetensors"
     save_file(weights, path)
     return OccFMTeacher.load(OccFMSettings(type="occfm", weights=str(path)))
+
+
+@pytest.fixture(scope="module")
+def tiny_teacher(tiny_occfm):
+    """The smallest teacher of the made-up world."""
+    return TinyTeacher.load(TinySettings(type="occfm-tiny", weights=str(tiny_occfm)))
+
+
+@pytest.fixture(scope="module")
+def drives(tiny_teacher):
+    """Clips of two drives and of two that are held out, two of each, for that teacher."""
+    settings = DrivingSettings(type="driving", scenes=2, held_out=2, frames=13)
+    return DrivingData.load(settings, tiny_teacher)
 
 
 @pytest.fixture(scope="session")
