@@ -87,9 +87,9 @@ class Compressor(nn.Module):
             frames_at_once: frames decoded together; all if None. Changes memory and speed only.
         """
         parts = latents.split(frames_at_once or len(latents))
-        return torch.cat([self._classes(self.decoder(part)) for part in parts])
+        return torch.cat([self.classes(self.decoder(part)) for part in parts])
 
-    def _classes(self, features: Tensor) -> Tensor:
+    def classes(self, features: Tensor) -> Tensor:
         """Classes of decoded features, part by part, so that 18 numbers a voxel are never held for all of them."""
         embeddings = self.embedding.class_embeds.weight.to(features.dtype).t()
         voxels = features.permute(0, 2, 3, 1).reshape(-1, CLASS_FEATURES)

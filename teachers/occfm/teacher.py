@@ -29,7 +29,7 @@ from teachers.weights import load_into
 #: rows of the trajectory that each kind of model takes
 ROWS = {"history": HISTORY, "future": FRAMES}
 #: cells of the grid, summed over frames, that are decoded at once: one frame of the published size on a CPU
-_CELLS_AT_ONCE = {"cpu": 40_000, "cuda": 960_000}
+CELLS_AT_ONCE = {"cpu": 40_000, "cuda": 960_000}
 
 
 class OccFMSettings(TeacherSettings):
@@ -160,7 +160,7 @@ class OccFMTeacher(Teacher):
         """States [B, 6, C, L, L] to class indices uint8 [B, 6, S, S, 16]."""
         compressor = self.compressor(latents.device)
         cells = compressor.size**2
-        at_once = max(1, _CELLS_AT_ONCE.get(latents.device.type, _CELLS_AT_ONCE["cuda"]) // cells)
+        at_once = max(1, CELLS_AT_ONCE.get(latents.device.type, CELLS_AT_ONCE["cuda"]) // cells)
         frames = latents.flatten(0, 1) / self.settings.rescale
         return compressor.decode(frames, at_once).unflatten(0, latents.shape[:2])
 
