@@ -4,8 +4,8 @@
                                         [--json PATH] [--quick]
 
 Published sizes, random weights from a seed, a batch of one clip. `occfm_straight.py` holds the other way and says what
-is different about it, `occfm_routes.py` puts stages together; both ways have the same weights, so that their classes can
-be compared. Stages of a forecast:
+is different about it, `occfm_routes.py` puts stages together; both ways have the same weights, so that their classes
+can be compared. Stages of a forecast:
 
     network   the velocity of six future frames at t = 0
     decoder   their latents to features of every voxel

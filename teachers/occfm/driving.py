@@ -126,8 +126,8 @@ class DrivingData(ForecastData):
     Settings = DrivingSettings
 
     def __init__(self, settings: Any) -> None:
-        self.settings = settings
-        super().__init__(lambda: DrivingClips(settings, 0, settings.scenes), 1.0, self._judges)
+        self.settings, self.drives = settings, DrivingClips(settings, 0, settings.scenes)
+        super().__init__(lambda: self.drives, 1.0, self._judges)
 
     @classmethod
     def load(cls, settings: Any, teacher: Teacher | None) -> DrivingData:
@@ -149,12 +149,12 @@ class DrivingData(ForecastData):
         if size != self.settings.size:
             raise TeacherError(f"data.size {self.settings.size}", allowed=f"the teacher's grid: {size}")
         self.rescale = teacher.settings.rescale
-        self.clips.compressor = teacher.compressor  # type: ignore[attr-defined]
+        self.drives.compressor = teacher.compressor
         self.attach(teacher)
 
     def prepare(self, report: Callable[[int, int], None], process: int = 0, processes: int = 1) -> None:
         """Encodes every drive; each process does all of them, since that takes seconds."""
-        self.clips.encode(report)  # type: ignore[attr-defined]
+        self.drives.encode(report)
 
     @property
     def frame_count(self) -> int:
@@ -164,11 +164,11 @@ class DrivingData(ForecastData):
     def frames(self, index: Tensor) -> Tensor:
         """Labels of frames by their numbers, uint8 [B, S, S, 16]."""
         each = self.settings.frames
-        return torch.stack([self.clips.drive(frame // each)[0][frame % each] for frame in index.tolist()])  # type: ignore[attr-defined]
+        return torch.stack([self.drives.drive(frame // each)[0][frame % each] for frame in index.tolist()])
 
     def _judges(self) -> ForecastData:
         clips = DrivingClips(self.settings, _HELD_OUT, self.settings.held_out)
-        clips.compressor = self.clips.compressor  # type: ignore[attr-defined]
+        clips.compressor = self.drives.compressor
         return ForecastData(lambda: clips, self.rescale)
 
 
@@ -220,7 +220,7 @@ class DrivingClips:
         settings = self.settings
         return _drive(settings.seed, self.first + number, settings.frames, settings.size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, report: Callable[[int, int], None]) -> None:
         """Makes the latents of every drive: one draw for each frame, the same on every machine.
 
@@ -239,7 +239,7 @@ class DrivingClips:
             noise = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
             drives.append(compressor.encode(self.drive(number)[0], noise))
             report(number + 1, self.count)
-        self._latents = torch.stack(drives).clone()
+        self._latents = torch.stack(drives)
 
     @property
     def _starts(self) -> int:
