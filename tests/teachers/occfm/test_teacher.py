@@ -208,7 +208,7 @@ def test_decoding_divides_by_rescale(tiny_teacher):
 def test_what_is_decoded_at_once_changes_nothing(tiny_teacher, monkeypatch, cells):
     x = torch.randn(2, *tiny_teacher.sample_shape, generator=torch.Generator().manual_seed(1))
     one_by_one = torch.stack([tiny_teacher.decode(clip[None])[0] for clip in x])
-    monkeypatch.setattr(module, "_CELLS_AT_ONCE", {"cpu": cells, "cuda": cells})
+    monkeypatch.setattr(module, "CELLS_AT_ONCE", {"cpu": cells, "cuda": cells})
     assert (tiny_teacher.decode(x) == one_by_one).float().mean() > 0.999, "but for ties within rounding"
 
 
