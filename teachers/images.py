@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from teachers.base import Data, Teacher
 from teachers.conditions import Condition
 from teachers.errors import TeacherError
+from teachers.files import sha256
 from teachers.networks.dit import DiT
 from teachers.settings import Settings, Strict, TeacherSettings
 from teachers.weights import load_into, read_header, read_tensors
@@ -122,7 +122,7 @@ class ImagesTeacher(Teacher):
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of the weights file."""
-        return {"weights_sha256": hashlib.sha256(Path(self.settings.weights).read_bytes()).hexdigest()}
+        return {"weights_sha256": sha256(Path(self.settings.weights))}
 
 
 class ImagesDataSettings(Settings):

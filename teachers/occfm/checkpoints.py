@@ -7,11 +7,8 @@ files of the compressor alone, `transition_model.`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from teachers.errors import TeacherError
+from teachers.files import sha256, write_whole
 from teachers.weights import HEADER, read_tensors
 
 Weights = Literal["ema", "raw"]
@@ -171,30 +169,18 @@ def _refuse_foreign(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256(path)
     except FileNotFoundError as error:
         raise TeacherError(f"{path}: no such file", allowed="a .ckpt file", do="check the path") from error
     except OSError as error:
         raise TeacherError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return digest.hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Creates or replaces a file in one step; a crash leaves what stood there before."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with open(aside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        write_whole(path, content)
     except OSError as error:
         raise TeacherError(
             f"{path}: cannot be written ({error.strerror or error}); {len(content):,} bytes needed",
             do="give a file in a folder that exists and has room",
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)

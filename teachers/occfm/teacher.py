@@ -7,7 +7,6 @@ States are the future frames' latents times `rescale`, [B, 6, C, L, L]; samples 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from teachers.base import Data, Teacher
 from teachers.conditions import Condition, rows
 from teachers.errors import TeacherError
+from teachers.files import sha256
 from teachers.occfm.architecture import COMPRESSOR, TRANSITION, below, compressor_sizes, transition_sizes
 from teachers.occfm.checkpoints import read_weights
 from teachers.occfm.compressor import Compressor
@@ -193,7 +193,7 @@ class OccFMTeacher(Teacher):
         """SHA-256 of the weights file."""
         if self._random:
             return {"weights": "random"}
-        return {"weights_sha256": hashlib.sha256(Path(self.settings.weights).read_bytes()).hexdigest()}
+        return {"weights_sha256": sha256(Path(self.settings.weights))}
 
     def _held_out(self) -> Data:
         if self.clips is None:

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +27,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from teachers.errors import TeacherError
+from teachers.files import ASIDE, sha256, write_whole
 from teachers.prompts.contract import Row
 from teachers.prompts.files import DIGEST
 
 _SHARD = re.compile(r"[0-9a-f]{32}\.safetensors")
-_ASIDE = ".tmp"
 _STALE = 24 * 3600  # seconds after which an unfinished file belongs to nobody
 _OPEN = 32  # shards kept open; opening one costs far less than encoding one prompt
 _VERIFIED = "verified.json"
@@ -80,7 +79,7 @@ class EmbeddingCache:
         for path in sorted(path for path in self.folder.glob("*") if _SHARD.fullmatch(path.name)):
             try:
                 stamp = _stamp(path)
-                if verified.get(path.name) != stamp and _sha256(path) != path.stem:
+                if verified.get(path.name) != stamp and _digest(path) != path.stem:
                     raise ValueError("its content is not what its name says")
                 self._add(path, _Shard(path).digests)
                 seen[path.name] = stamp
@@ -136,8 +135,8 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             about = self.folder / "encoding.json"
             if not about.exists():
-                _write(about, (json.dumps(self._encoding, indent=2, ensure_ascii=False) + "\n").encode())
-            _write(path, content)
+                write_whole(about, (json.dumps(self._encoding, indent=2, ensure_ascii=False) + "\n").encode())
+            write_whole(path, content)
         self._add(path, digests)
 
     def _add(self, path: Path, digests: np.ndarray) -> None:
@@ -166,7 +165,7 @@ class EmbeddingCache:
         with contextlib.suppress(OSError):
             for path in damaged:
                 path.unlink(missing_ok=True)
-            for path in self.folder.glob(f".*{_ASIDE}"):
+            for path in self.folder.glob(f".*{ASIDE}"):
                 if time.time() - path.stat().st_mtime > _STALE:
                     path.unlink(missing_ok=True)
 
@@ -179,7 +178,7 @@ class EmbeddingCache:
 
     def _write_verified(self, stamps: Mapping[str, list[int]]) -> None:
         with contextlib.suppress(OSError):  # costs the next run some hashing, no more
-            _write(self.folder / _VERIFIED, json.dumps(stamps).encode())
+            write_whole(self.folder / _VERIFIED, json.dumps(stamps).encode())
 
 
 class _Index:
@@ -287,26 +286,9 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
     """The first 32 digits of the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:32]
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Creates or replaces a file in one step, by a name that no other process uses meanwhile."""
-    aside = path.with_name(f".{uuid.uuid4().hex}{_ASIDE}")
-    try:
-        with open(aside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return sha256(path)[:32]
 
 
 @contextlib.contextmanager

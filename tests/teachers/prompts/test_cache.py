@@ -112,7 +112,7 @@ def test_a_shard_is_named_by_its_content_and_writing_it_twice_is_harmless(tmp_pa
     first = filled(tmp_path, "a")
     second = filled(tmp_path, "a")
     assert len(shards(first)) == 1
-    assert module._sha256(shards(first)[0]) == shards(first)[0].stem
+    assert module._digest(shards(first)[0]) == shards(first)[0].stem
     assert same(second.read(digests("a")[0]), row(3, 0))
 
 
@@ -145,8 +145,8 @@ def test_damaged_shards_are_removed_and_told(tmp_path, damage):
 def test_a_shard_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
     cache = filled(tmp_path, "a", "b")
     hashed = []
-    original = module._sha256
-    monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path) or original(path))
+    original = module._digest
+    monkeypatch.setattr(module, "_digest", lambda path: hashed.append(path) or original(path))
     cache.open()
     assert sorted(hashed) == shards(cache)
     cache.open()
