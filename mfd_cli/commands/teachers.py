@@ -86,7 +86,7 @@ def convert(
     if weights not in (None, "ema", "raw"):
         raise MfdError(f"--weights {weights}", allowed="ema or raw")
     if source.suffix == ".pkl":
-        return _convert_cache(source, output, weights)
+        return _convert_cache(source, output, weights, force)
     from teachers.occfm.checkpoints import convert as convert_checkpoint
 
     path = output or source.with_suffix(".safetensors")
@@ -97,9 +97,11 @@ def convert(
     return path
 
 
-def _convert_cache(source: Path, output: Path | None, weights: str | None) -> Path:
+def _convert_cache(source: Path, output: Path | None, weights: str | None, force: bool) -> Path:
     from teachers.occfm.clips import convert_cache
 
+    if force:
+        raise MfdError("--force of a cache, which becomes a folder", do="remove the folder yourself, or name another")
     if weights is not None:
         raise MfdError(f"--weights {weights} of a cache of latents", allowed="of a checkpoint (.ckpt)")
     folder = output or source.with_name(source.stem.removeprefix("nus_sem_occ_"))

@@ -84,6 +84,12 @@ def test_a_checkpoint_is_converted_beside_itself(
     assert f"1 tensors, {weights or 'ema'} weights of epoch 199" in said.err and "--set teacher.weights=" in said.err
 
 
+def test_a_cache_is_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(MfdError, match="--force of a cache") as caught:
+        teachers.convert("occfm", tmp_path / "nus_sem_occ_training.pkl", force=True)
+    assert "remove the folder" in caught.value.do
+
+
 def test_a_converted_file_is_not_replaced_without_force(tmp_path: Path) -> None:
     source, target = checkpoint(tmp_path / "published.ckpt"), tmp_path / "mine.safetensors"
     target.write_text("mine")
