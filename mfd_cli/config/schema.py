@@ -165,7 +165,7 @@ class TeacherTraining(Strict):
     """`mfd teachers train`: plain flow matching on data."""
 
     updates: int = Field(ge=1, description="Optimizer updates.")
-    batch_size: int = Field(ge=1, description="Images per update.")
+    batch_size: int = Field(ge=1, description="Samples per update.")
     ema: float | None = Field(0.999, gt=0, lt=1, description="Decay of the averaged weights that are saved.")
     drop_condition: float = Field(
         0.1, ge=0, lt=1, description="Share of items trained without condition, so that the teacher can be guided."

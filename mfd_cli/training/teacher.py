@@ -82,7 +82,7 @@ def train_teacher(
 def _pretrain(teacher: Teacher, data: Data, seed: int, reporter: Reporter) -> None:
     """What the family trains, and the data prepares, before the velocity network."""
     for task, work in (
-        ("train compressor", lambda report: teacher.pretrain(data, seed, report)),
+        ("pretrain", lambda report: teacher.pretrain(data, seed, report)),
         ("prepare data", data.prepare),
     ):
         with reported(reporter, task) as report:

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.files import sha256, write_whole
+from teachers.occfm.architecture import COMPRESSOR, TRANSITION
 from teachers.weights import HEADER, read_tensors
 
 Weights = Literal["ema", "raw"]
 
 #: first parts of the names of OccFM's tensors
-PARTS = ("embedding.", "encoder.", "decoder.", "transition_model.")
+PARTS = (*COMPRESSOR, TRANSITION)
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".pkl", ".bin")
 _WRAPPER = "module."  # put before every name by DDP, and once more by AveragedModel

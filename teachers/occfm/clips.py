@@ -26,9 +26,8 @@ from torch import Tensor
 from teachers.errors import TeacherError
 from teachers.occfm.classes import CLASSES
 from teachers.occfm.pickles import read_pickle
+from teachers.occfm.transition import FRAMES, HISTORY
 
-FRAMES = 12  # of a clip
-HISTORY = 6  # of them given; the rest is to be forecast
 LABELS = (200, 200, 16)  # voxels of a frame: x, y, z
 
 _LATENTS, _INDEX = "latents.npy", "index.json"

@@ -20,7 +20,7 @@ from teachers.conditions import Condition, rows
 from teachers.errors import TeacherError
 from teachers.files import sha256
 from teachers.occfm.architecture import COMPRESSOR, TRANSITION, below, compressor_sizes, transition_sizes
-from teachers.occfm.checkpoints import read_weights
+from teachers.occfm.checkpoints import PARTS, read_weights
 from teachers.occfm.compressor import Compressor
 from teachers.occfm.transition import FRAMES, FUTURE, HISTORY, TransitionNetwork
 from teachers.settings import TeacherSettings
@@ -205,13 +205,12 @@ class OccFMTeacher(Teacher):
 
     def _fill(self, state: Mapping[str, Tensor], path: Path) -> None:
         """Takes network and compressor from a file's tensors; refuses tensors that belong to neither."""
-        known = (TRANSITION, *COMPRESSOR)
-        strange = [name for name in state if not name.startswith(known)]
+        strange = [name for name in state if not name.startswith(PARTS)]
         if strange:
             more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
             raise TeacherError(
                 f"{path}: tensors that are no part of OccFM: {', '.join(strange[:5])}{more}",
-                allowed=f"names that begin with {', '.join(known)}",
+                allowed=f"names that begin with {', '.join(PARTS)}",
             )
         network = self.build_network()
         load_into(network, below(TRANSITION, state), path)

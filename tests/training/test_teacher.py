@@ -167,7 +167,7 @@ def test_what_comes_before_the_velocity_network_is_trained_first(monkeypatch: py
     monkeypatch.setattr(ImagesTeacher, "pretrain", pretrain)
     monkeypatch.setattr(ImagesData, "prepare", lambda self, report: report(1, 3))
     train("made.safetensors", "seed=5", "train.updates=2", reporter=Log())
-    assert told == ["seed 5", ("train compressor", 7), ("prepare data", 3), "tiny-images: 2 updates of 8"]
+    assert told == ["seed 5", ("pretrain", 7), ("prepare data", 3), "tiny-images: 2 updates of 8"]
 
 
 def test_nothing_to_prepare_is_not_spoken_of() -> None:
