@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from teachers.conditions import Condition
 from teachers.errors import TeacherError
+from teachers.networks.flow_map import FlowMapNetwork
 from teachers.settings import Settings, Strict, TeacherSettings
 
 
@@ -113,6 +114,53 @@ class Teacher(ABC):
     def initial_network(self, seed: int) -> nn.Module:
         """A trainable network that starts as the teacher: by default a copy of its weights."""
         return copy.deepcopy(self.network).train().requires_grad_(True)  # type: ignore[union-attr]
+
+    def time_layer(self, network: nn.Module) -> str | None:
+        """Name of the layer whose output [B, W] embeds the time, where a flow map is told the length of a step; None
+        for families whose network has no such layer.
+        """
+        return None
+
+    def flow_map(self, network: nn.Module) -> FlowMapNetwork:
+        """A network of `build_network` or `initial_network` as a flow map, which starts as that velocity.
+
+        Raises:
+            TeacherError: the family does not say where.
+        """
+        layer = self.time_layer(network)
+        if layer is None:
+            raise TeacherError(
+                f"a teacher of type '{self.settings.type}' cannot become a flow map: its adapter has no time_layer",
+                do="take a method whose student has one time, such as mfd, or give the adapter a time_layer",
+            )
+        return FlowMapNetwork(network, layer)
+
+    def feature_layer(self, network: nn.Module) -> str | None:
+        """Name of the layer whose output [B, ..., C] a critic judges; None for families that name none."""
+        return None
+
+    def features(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What `feature_layer` gives while the velocity is computed, as tokens [B, N, C]; arguments as for `velocity`.
+
+        Raises:
+            TeacherError: the family names no such layer.
+        """
+        bare = getattr(network, "module", network)
+        layer = self.feature_layer(bare)
+        if layer is None:
+            raise TeacherError(
+                f"a teacher of type '{self.settings.type}' has no features: its adapter names no feature_layer",
+                do="turn the method's adversarial term off, or give the adapter a feature_layer",
+            )
+        seen: list[Any] = []
+        handle = bare.get_submodule(layer).register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            self.velocity(network, x, t, condition)
+        finally:
+            handle.remove()
+        # blocks of two streams give both; the image's is the last
+        found = seen[-1][-1] if isinstance(seen[-1], tuple) else seen[-1]
+        return found[:, None] if found.dim() == 2 else found.flatten(1, -2)
 
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """u(x, t | condition) [B, ...] of `network`, unguided. x: [B, ...]; t: float32 [B] in [0, 1]."""

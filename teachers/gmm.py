@@ -149,6 +149,14 @@ class GaussianMixtureTeacher(Teacher):
             optimizer.step()
         return network
 
+    def time_layer(self, network: nn.Module) -> str:
+        """The first layer, which sees point and time; what is added to it is as good as a further input."""
+        return "layers.0"
+
+    def feature_layer(self, network: nn.Module) -> str:
+        """The last hidden layer."""
+        return f"layers.{2 * self.architecture['depth'] - 1}"
+
     def identity(self) -> dict[str, str]:
         """Hash of the mixture."""
         content = self.settings.model_dump_json(include={"ring", "components"})

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from teachers import conditions
 from teachers.base import Teacher, TeacherError
 from teachers.conditions import Condition
+from teachers.networks.flow_map import FlowMapNetwork
 
 
 @dataclass
@@ -82,6 +83,11 @@ class VelocityField:
         self.evaluations.rows += 2 * x.shape[0]
         return self.outputs(self._teacher.branches(self._network, x, t, self._both()))
 
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """What a critic judges of the network [B, N, C]: see `Teacher.features`. Counts as one evaluation."""
+        self.evaluations.rows += x.shape[0]
+        return _widen(self._teacher.features(self._network, x, t, self._condition))
+
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """What the network is evaluated on, counted: B rows, or 2B with the unconditional half first."""
         self.evaluations.rows += self.cost * x.shape[0]
@@ -113,6 +119,36 @@ class VelocityField:
             self.evaluations,
             null,
         )
+
+
+class AverageVelocityField:
+    """u(x, s, t) of a flow map, unguided, for a batch whose condition is fixed.
+
+    Args:
+        teacher: adapter that knows how the family's network is called.
+        network: a `FlowMapNetwork`, or what wraps one for data-parallel training.
+        condition: the batch's condition, B rows.
+        evaluations: counter to add to; a new one if None.
+    """
+
+    def __init__(
+        self, teacher: Teacher, network: nn.Module, condition: Condition, evaluations: Evaluations | None = None
+    ) -> None:
+        bare = getattr(network, "module", network)
+        assert isinstance(bare, FlowMapNetwork), f"{type(bare).__name__} is no flow map"
+        self._map, self._teacher, self._network, self._condition = bare, teacher, network, condition
+        self.evaluations = Evaluations() if evaluations is None else evaluations
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor | None = None) -> Tensor:
+        """Average velocity [B, ...] in at least float32 from x [B, ...] at times s to t, float32 [B]; t = s if None."""
+        self.evaluations.rows += x.shape[0]
+        with self._map.over(torch.zeros_like(s) if t is None else t - s):
+            return _widen(self._teacher.velocity(self._network, x, s, self._condition))
+
+    def rows(self, index: Tensor | slice) -> AverageVelocityField:
+        """The same field for the selected rows."""
+        condition = conditions.rows(self._condition, index)
+        return AverageVelocityField(self._teacher, self._network, condition, self.evaluations)
 
 
 class SideBySide:

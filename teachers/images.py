@@ -101,6 +101,14 @@ class ImagesTeacher(Teacher):
         """A DiT with fresh weights."""
         return DiT(**self.architecture)
 
+    def time_layer(self, network: nn.Module) -> str:
+        """The embedding of the time."""
+        return "time"
+
+    def feature_layer(self, network: nn.Module) -> str:
+        """The last block."""
+        return f"blocks.{self.architecture['depth'] - 1}"
+
     def null_condition(self, condition: Condition) -> Condition:
         """The class that means none."""
         return {"label": torch.full_like(condition["label"], self.classes)}

@@ -12,7 +12,7 @@ FILES = sorted(path for package in ("mfd_cli", "teachers") for path in (ROOT / p
 LARGEST = 400  # lines a person can hold in mind
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "sklearn", "scipy", "accelerate", "onnx"}
 
-_BASE = {"mfd_cli.errors", "mfd_cli.flow", "mfd_cli.seeds", "mfd_cli.solvers", "teachers"}
+_BASE = {"mfd_cli.errors", "mfd_cli.flow", "mfd_cli.samplers", "mfd_cli.seeds", "mfd_cli.solvers", "teachers"}
 _LOW = _BASE | {"mfd_cli.config", "mfd_cli.methods", "mfd_cli.networks", "mfd_cli.store"}
 _HIGH = _LOW | {"mfd_cli.inference", "mfd_cli.training"}
 _FRONT = {"mfd_cli.console", "mfd_cli.progress", "mfd_cli.plugins", "mfd_cli.completion"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "mfd_cli.flow": set(),
     "mfd_cli.seeds": set(),
     "mfd_cli.solvers": {"mfd_cli.flow"},
+    "mfd_cli.samplers": {"mfd_cli.flow", "mfd_cli.solvers"},
     "mfd_cli.config": {"mfd_cli.errors", *_NAMES},
     "mfd_cli.methods": _BASE,
     "mfd_cli.methods.registry": {"teachers.registry"},

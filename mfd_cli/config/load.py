@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from mfd_cli.config import bundled, mistakes, strict_yaml
-from mfd_cli.config.schema import recipe_model, settings_of, teacher_recipe_model
+from mfd_cli.config.schema import StudentOptimizer, has_auxiliary, recipe_model, settings_of, teacher_recipe_model
 from mfd_cli.config.strict_yaml import Document, Mistake, dotted, dump
 from mfd_cli.errors import MfdError
 from mfd_cli.methods.registry import methods
@@ -128,8 +128,9 @@ def _load(reference: str, overrides: Sequence[str], kind: Kind | None) -> Loaded
         found = document.mistakes or [Mistake(mistakes.place((), document), "", "a recipe is a block of `key: value`")]
         raise _report(source, found)
     kind = _checked_kind(document.data, source, reference, kind)
+    before = {block: _type_in(document, block) for block in _BLOCKS[kind]}
     _override(document, overrides)
-    types = _types(document, kind, notes)
+    types = _types(document, kind, before, notes)
     if kind == "distill":
         model: type[BaseModel] = recipe_model(types["teacher"], types["method"], types["data"])
     else:
@@ -219,15 +220,24 @@ def _put(document: Document, path: tuple[str, ...], value: Document) -> None:
     ]
 
 
-def _types(document: Document, kind: Kind, notes: list[str]) -> dict[str, str | None]:
-    """The registered type each typed block names; None, with a mistake, where there is none."""
+def _type_in(document: Document, block: str) -> Any:
+    """What a block gives as its type, if anything."""
+    found = document.data.get(block)
+    return found.get("type") if isinstance(found, dict) else None
+
+
+def _types(document: Document, kind: Kind, before: dict[str, Any], notes: list[str]) -> dict[str, str | None]:
+    """The registered type each typed block names; None, with a mistake, where there is none.
+
+    `before` holds the types that the file itself names.
+    """
     types: dict[str, str | None] = {}
     for block, registry in _BLOCKS[kind].items():
         types[block] = None
         found = document.data.get(block)
         key = block if not isinstance(found, dict) else f"{block}.type"
         where = mistakes.place(tuple(key.split(".")), document)
-        name = found.get("type") if isinstance(found, dict) else None
+        name = _type_in(document, block)
         if any(mistake.key == key for mistake in document.mistakes):
             continue
         if not isinstance(name, str):
@@ -241,8 +251,15 @@ def _types(document: Document, kind: Kind, notes: list[str]) -> dict[str, str | 
             document.mistakes.append(Mistake(where, key, what))
             continue
         types[block] = name
-        _drop_foreign(document, block, settings, notes)
+        _drop_foreign(document, block, settings, _settings_or_none(registry, before[block]), notes)
     return types
+
+
+def _settings_or_none(registry: Registry, name: Any) -> type[BaseModel] | None:
+    try:
+        return settings_of(registry, name) if isinstance(name, str) else None
+    except RegistryError:
+        return None
 
 
 def _nameless(block: Any) -> str:
@@ -253,28 +270,57 @@ def _nameless(block: Any) -> str:
     return "is missing" if name is None else f"is {json.dumps(name)}"
 
 
-def _drop_foreign(document: Document, block: str, settings: type[BaseModel], notes: list[str]) -> None:
-    """Leaves out, with a note, the file's keys of a block that the type given by --set does not have."""
-    if document.positions.get((block, "type"), "").startswith("--set "):
-        _drop_unknown(document, (block,), settings, document.data[block], notes)
+def _drop_foreign(
+    document: Document, block: str, settings: type[BaseModel], old: type[BaseModel] | None, notes: list[str]
+) -> None:
+    """Leaves out, with a note, the file's keys of a block that the type given by --set does not have, or that mean
+    something else there.
+    """
+    if not document.positions.get((block, "type"), "").startswith("--set "):
+        return
+    owner = f"{block} type '{document.data[block]['type']}'"
+    for key in list(document.data[block]):
+        if old is not None and key != "type" and _differ(old, settings, key):
+            _drop(document, (block, key), document.data[block], f"{owner} means something else by it", notes)
+    _drop_unknown(document, (block,), settings, document.data[block], owner, notes)
+    optimizers = document.data.get("optim")
+    if block == "method" and isinstance(optimizers, dict) and not has_auxiliary(settings):
+        _drop_unknown(document, ("optim",), StudentOptimizer, optimizers, owner, notes)
+
+
+def _differ(old: type[BaseModel], new: type[BaseModel], key: str) -> bool:
+    """Whether both have a key, each of another kind."""
+    fields = (old.model_fields.get(key), new.model_fields.get(key))
+    return all(fields) and fields[0].annotation != fields[1].annotation  # type: ignore[union-attr]
 
 
 def _drop_unknown(
-    document: Document, path: tuple[str, ...], settings: type[BaseModel], values: dict[str, Any], notes: list[str]
+    document: Document,
+    path: tuple[str, ...],
+    settings: type[BaseModel],
+    values: dict[str, Any],
+    owner: str,
+    notes: list[str],
 ) -> None:
     known = {name for model in mistakes.models_at(settings, path[1:]) for name in model.model_fields}
     for key in list(values):
         here = (*path, key)
-        where = document.positions.get(here, "")
-        if key in known:
-            if isinstance(values[key], dict):
-                _drop_unknown(document, here, settings, values[key], notes)
-        elif not where.startswith("--set "):
-            del values[key]
-            for gone in [other for other in document.positions if other[: len(here)] == here]:
-                del document.positions[gone]
-            kind = document.data[path[0]]["type"]
-            notes.append(f"{dotted(here)} ({where}) is left out: {path[0]} type '{kind}' has no such key")
+        if key not in known:
+            _drop(document, here, values, f"{owner} has no such key", notes)
+        elif isinstance(values[key], dict):
+            _drop_unknown(document, here, settings, values[key], owner, notes)
+
+
+def _drop(document: Document, here: tuple[str, ...], values: dict[str, Any], why: str, notes: list[str]) -> None:
+    """Leaves out one key, unless --set gave it or something in it."""
+    inside = [place for place in document.positions if place[: len(here)] == here]
+    if any(document.positions[place].startswith("--set ") for place in inside):
+        return
+    where = document.positions.get(here, "")
+    del values[here[-1]]
+    for gone in inside:
+        del document.positions[gone]
+    notes.append(f"{dotted(here)} ({where}) is left out: {why}")
 
 
 def _report(source: str, found: list[Mistake]) -> MfdError:

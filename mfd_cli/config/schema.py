@@ -95,11 +95,19 @@ class Optimizer(Strict):
         return self
 
 
-class Optimizers(Strict):
-    """The student's and the auxiliary's optimizer."""
+class StudentOptimizer(Strict):
+    """The optimizer of methods that train the student alone."""
 
     student: Optimizer = Field(default_factory=Optimizer, description="The student's optimizer.")
-    aux: Optimizer = Field(default_factory=Optimizer, description="The auxiliary flow's optimizer.")
+
+
+class Optimizers(StudentOptimizer):
+    """The student's and the auxiliary's optimizer."""
+
+    aux: Optimizer = Field(
+        default_factory=Optimizer,
+        description="The auxiliary flow's optimizer, and the critic's; only where there is one.",
+    )
 
 
 class Train(Strict):
@@ -193,9 +201,11 @@ def recipe_model(teacher: str | None, method: str | None, data: str | None) -> t
     """
     from mfd_cli.methods.registry import methods
 
+    optimizers = Optimizers if method is None or has_auxiliary(settings_of(methods, method)) else StudentOptimizer
     return create_model(
         "Recipe",
         __base__=RecipeBase,
+        optim=(optimizers, Field(default_factory=optimizers, description="Optimizers.")),
         teacher=_block(teacher_registry, teacher, "The flow model to distill."),
         method=_block(methods, method, "The distillation method."),
         data=_block(data_registry, data, "Where conditions come from."),
@@ -211,6 +221,11 @@ def teacher_recipe_model(teacher: str | None, data: str | None) -> type[TeacherR
         network=_network(teacher),
         data=_block(data_registry, data, "What it is trained on."),
     )
+
+
+def has_auxiliary(settings: type[BaseModel]) -> bool:
+    """Whether methods with these settings train an auxiliary flow."""
+    return "aux_updates" in settings.model_fields
 
 
 def settings_of(registry: Registry, name: str) -> type[BaseModel]:

@@ -43,8 +43,8 @@ def generated(
         count = min(batch_size, num - first)
         items = items_of(data, seed, first, count)
         condition = data.condition(items)
-        noise = sampler.noise(count, seed=seed, first=first)
-        states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps)
+        noise, fresh = sampler.noise(count, seed=seed, first=first), sampler.fresh(count, seed=seed, first=first)
+        states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps, fresh=fresh)
         labelled = sampler.teacher.condition_kind == "label" and _LABEL in condition
         yield Generated(sampler.decode(states).cpu(), items, condition[_LABEL] if labelled else None)
 

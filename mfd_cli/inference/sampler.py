@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfd_cli import samplers
 from mfd_cli.config.load import load_recipe
 from mfd_cli.config.schema import Lora
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid, told_times
 from mfd_cli.networks.roles import share_base
+from mfd_cli.samplers import Fresh
 from mfd_cli.seeds import Stream
-from mfd_cli.solvers import integrate_grid
 from mfd_cli.store.layout import find, run_of
 from mfd_cli.store.student import read_student
 from mfd_cli.store.tensors import load_into
 from teachers.base import Data, Teacher
 from teachers.conditions import Condition
 from teachers.conditions import to as condition_to
-from teachers.guidance import Evaluations, VelocityField
+from teachers.guidance import AverageVelocityField, Evaluations, VelocityField
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
 
@@ -51,6 +52,7 @@ class Sampler:
         evaluations: forward passes so far, one per row.
         dtype: precision that networks compute in (autocast); states and weights stay float32.
         first_time: earliest time that the network is told (`Teacher.first_time` for students).
+        kind: how samples are made: one of `mfd_cli.samplers.SAMPLERS`.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Sampler:
     evaluations: Evaluations = field(default_factory=Evaluations)
     dtype: torch.dtype = torch.float32
     first_time: float = 0.0
+    kind: str = "euler"
 
     def sample(
         self,
@@ -106,7 +109,9 @@ class Sampler:
             size = min(at_once, count - start)
             condition = condition_to(self.teacher.encode(wanted[start : start + size]), self.device)
             noise = self.noise(size, seed=seed, first=first + start)
-            parts.append(self.decode(self.generate(noise, condition, steps=steps, guidance=guidance)).cpu())
+            fresh = self.fresh(size, seed=seed, first=first + start)
+            states = self.generate(noise, condition, steps=steps, guidance=guidance, fresh=fresh)
+            parts.append(self.decode(states).cpu())
         return torch.cat(parts)
 
     def find_clips(self, *, stand_in: bool = False) -> None:
@@ -122,16 +127,40 @@ class Sampler:
         """The noise of samples `first` .. `first + count - 1` [N, *sample_shape], on the sampler's device."""
         return Stream(seed, 0, first, count, self.device).normal("sample", self.teacher.sample_shape)
 
+    def fresh(self, count: int, *, seed: int, first: int = 0) -> Fresh:
+        """Further noise of the same samples, for samplers that renoise between steps."""
+        stream = Stream(seed, 0, first, count, self.device)
+        return lambda point: stream.normal(f"sample.{point}", self.teacher.sample_shape)
+
     @torch.inference_mode()
     def generate(
-        self, noise: Tensor, condition: Condition, *, steps: int | None = None, guidance: float | None = None
+        self,
+        noise: Tensor,
+        condition: Condition,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        fresh: Fresh | None = None,
     ) -> Tensor:
-        """States at t = 1 [B, ...] from noise [B, ...] on the sampler's device, by Euler steps."""
-        scale = self.guidance if guidance is None else guidance
-        velocity = VelocityField(self.teacher, self.network, condition, scale, self.evaluations)
+        """States at t = 1 [B, ...] from noise [B, ...] on the sampler's device.
+
+        Args:
+            noise: X_0.
+            condition: B rows.
+            steps: the sampler's own if None.
+            guidance: the sampler's own if None; a flow map has none.
+            fresh: noise of the points between, for students that renoise (`fresh`).
+        """
         grid = time_grid(steps or self.steps, self.shift)
+        told = told_times(grid, self.first_time)
         with self._precision():
-            return integrate_grid(velocity, noise, grid, told=told_times(grid, self.first_time)).end
+            return samplers.sample(self.kind, self._field(condition, guidance), noise, grid, told=told, fresh=fresh)
+
+    def _field(self, condition: Condition, guidance: float | None) -> Any:
+        if self.kind == "flow-map":
+            return AverageVelocityField(self.teacher, self.network, condition, self.evaluations)
+        scale = self.guidance if guidance is None else guidance
+        return VelocityField(self.teacher, self.network, condition, scale, self.evaluations)
 
     @torch.inference_mode()
     def decode(self, states: Tensor) -> Tensor:
@@ -162,7 +191,10 @@ def load_student(path: str | Path | None = None, *, device: str | torch.device =
         teacher, network = _adapted(config, device)
     else:
         teacher = build_adapter(config).to(device)
-        network = teacher.build_network().to(device)
+        network = teacher.build_network()
+        if student.get("flow_map"):
+            network = teacher.flow_map(network)
+        network = network.to(device)
     load_into(network, stored.network, stored.path)
     if stored.carried:
         teacher.receive(stored.carried)
@@ -176,6 +208,7 @@ def load_student(path: str | Path | None = None, *, device: str | torch.device =
         device=torch.device(device),
         dtype=precision(dtype),
         first_time=student.get("first_time", 0.0),
+        kind=student.get("sampler", "euler"),
     )
 
 

@@ -112,7 +112,10 @@ def timed_sampler(
     shape = (batch_size, *sampler.teacher.sample_shape)
 
     def generate() -> Tensor:
-        return sampler.generate(torch.randn(shape, device=sampler.device), condition, steps=steps)
+        def draw(point: int = 0) -> Tensor:
+            return torch.randn(shape, device=sampler.device)
+
+        return sampler.generate(draw(), condition, steps=steps, fresh=draw)
 
     return TimedRun(
         generate,

@@ -1,19 +1,22 @@
 """The contract of a distillation method: losses from velocity fields, nothing else.
 
 A method sees fields and noise, never networks, optimizers or devices. The loop asks for `auxiliary_loss`
-`aux_updates` times and then for `student_loss` once; each call is given a fresh `Batch`.
+`aux_updates` times and then for `student_loss` once; each call is given a fresh `Batch`. What else a method wants of
+the loop, such as real data, a flow map for a student, or a critic, it declares.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from mfd_cli.samplers import SamplerName
 from mfd_cli.seeds import Stream
 from mfd_cli.solvers import integrate_grid
 from teachers.guidance import VelocityField
@@ -22,6 +25,10 @@ from teachers.settings import Settings
 
 class MethodSettings(Settings):
     """What every method accepts; a method adds its own keys by subclassing."""
+
+
+class AuxiliarySettings(MethodSettings):
+    """What every method accepts whose auxiliary flow follows the student."""
 
     aux_updates: int = Field(
         10, ge=1, description="Auxiliary updates before each student update (the paper's 10:1); more track better."
@@ -36,21 +43,38 @@ class Batch:
         random: noise and times of this update, one row per sample.
         shape: shape of one state X_t.
         grid: the student's schedule, times [N + 1] from 0 to 1.
-        student: the student's velocity field, unguided, with gradient where the loop wants it.
-        auxiliary: the auxiliary's velocity field, unguided.
+        student: the student's velocity field, unguided, with gradient where the loop wants it; of a flow map the
+            average velocity u(x, s, t).
+        auxiliary: the auxiliary's velocity field, unguided; None for methods without one.
         teacher: the teacher's velocity field, guided as the recipe says, never with gradient.
         told: times that the student is told along `grid`; `grid` itself if None.
         one_step: whether the gradient flows through one step of several instead of the whole chain.
+        data: real states X_1 [B, *shape], for methods that ask for them.
+        frozen: the student's present field for values that no gradient flows into.
+        average: the averaged student's field, if the recipe averages.
+        critic: logits [B] of features [B, N, C], for methods that have one.
+        update: student updates done.
     """
 
     random: Stream
     shape: tuple[int, ...]
     grid: Tensor
-    student: VelocityField
-    auxiliary: VelocityField
+    student: Any
+    auxiliary: Any
     teacher: VelocityField
     told: Tensor | None = None
     one_step: bool = False
+    data: Tensor | None = None
+    frozen: Any = None
+    average: Any = None
+    critic: Callable[[Tensor], Tensor] | None = None
+    update: int = 0
+
+    @property
+    def real(self) -> Tensor:
+        """Real states X_1 [B, *shape] of a method that asked for them."""
+        assert self.data is not None, "the method does not say that it needs data"
+        return self.data
 
     def generate(self) -> Tensor:
         """The student's samples X_1 = G(z) [B, *shape]: N Euler steps from fresh noise, one step being z + v(z, 0).
@@ -86,30 +110,63 @@ class Loss:
         value: scalar to descend.
         report: the scalar to show as the loss, where `value` itself means nothing; `value` if None.
         times: the times it was computed at, [B] or [B, 2], for the report of a value that is not finite.
+        parts: further scalars to record, by name, such as an adversarial term.
     """
 
     value: Tensor
     report: Tensor | None = None
     times: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def shown(self) -> Tensor:
         """The scalar to show."""
         return self.value if self.report is None else self.report
 
+    def detached(self) -> Loss:
+        """The same numbers, without the graph that they were computed by."""
+        parts = {name: value.detach() for name, value in self.parts.items()}
+        return Loss(self.value.detach(), self.shown.detach(), self.times, parts)
+
 
 class Method(ABC):
     """A distillation method with its settings."""
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    #: whether the student is a flow map u(x, s, t), told where a step ends as well as where it begins
+    flow_map: ClassVar[bool] = False
+    #: how its students sample in several steps
+    sampler: ClassVar[SamplerName] = "euler"
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
-    @abstractmethod
+    @property
+    def aux_updates(self) -> int:
+        """Auxiliary updates before each student update; a method without an auxiliary has 0."""
+        return getattr(self.settings, "aux_updates", 0)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether batches must hold real states."""
+        return False
+
+    def build_critic(self, example: Batch) -> nn.Module | None:
+        """A network from features [B, N, C] to logits [B], trained with the auxiliary; None for methods without one.
+
+        Args:
+            example: a batch, for the width of what it is to judge.
+        """
+        return None
+
     def auxiliary_loss(self, batch: Batch) -> Loss:
-        """Loss of the auxiliary flow; gradients may reach the auxiliary alone."""
+        """Loss of the auxiliary flow and the critic; gradients may reach these alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no auxiliary")
 
     @abstractmethod
     def student_loss(self, batch: Batch) -> Loss:
         """Loss of the student; gradients may reach the student alone."""
+
+    def align(self, student: Sequence[Tensor], auxiliary: Sequence[Tensor]) -> None:
+        """Moves the auxiliary's weights after a student update, in place; by default not. Both are in one order."""
+        return None

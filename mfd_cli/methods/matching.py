@@ -17,8 +17,13 @@ def flow_matching_loss(batch: Batch) -> Loss:
     """
     with torch.no_grad():
         data = batch.generate()
+    return flow_matching_on(batch, data)
+
+
+def flow_matching_on(batch: Batch, data: Tensor, t: Tensor | None = None) -> Loss:
+    """The same on given samples X_1 [B, ...], and at given times [B] instead of uniform ones."""
     noise = batch.random.normal("x0", batch.shape)
-    t = batch.random.uniform("t")
+    t = batch.random.uniform("t") if t is None else t
     error = batch.auxiliary(interpolate(noise, data, t), t) - (data - noise)
     return Loss(error.square().mean(), times=t)
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mfd_cli.flow import interpolate
-from mfd_cli.methods.base import Batch, Loss, Method, MethodSettings
+from mfd_cli.methods.base import AuxiliarySettings, Batch, Loss, Method
 from mfd_cli.methods.matching import flow_matching_loss, surrogate_loss
 from mfd_cli.methods.times import Times, intervals
 from mfd_cli.solvers import integrate
@@ -44,7 +44,7 @@ class Solver(Strict):
         return self
 
 
-class MfdSettings(MethodSettings):
+class MfdSettings(AuxiliarySettings):
     """Settings of `mfd`."""
 
     solver: Solver = Field(default=Solver(type="euler", step_size=0.02), description="Integration of the two fields.")

@@ -7,6 +7,14 @@ from teachers.registry import Registry
 methods = Registry(
     "method",
     "mfd.methods",
-    {"mfd": "mfd_cli.methods.mfd:MeanFlowDistillation", "diff-instruct": "mfd_cli.methods.diff_instruct:DiffInstruct"},
+    {
+        "mfd": "mfd_cli.methods.mfd:MeanFlowDistillation",
+        "diff-instruct": "mfd_cli.methods.diff_instruct:DiffInstruct",
+        "dmd2": "mfd_cli.methods.dmd2:Dmd2",
+        "senseflow": "mfd_cli.methods.senseflow:SenseFlow",
+        "cd": "mfd_cli.methods.cd:ConsistencyDistillation",
+        "ayf": "mfd_cli.methods.ayf:AlignYourFlow",
+        "meanflow": "mfd_cli.methods.meanflow:MeanFlow",
+    },
 )
 register = methods.register

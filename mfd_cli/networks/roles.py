@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from mfd_cli.config.schema import Optimizer as OptimizerSettings
 from mfd_cli.errors import MfdError
 from mfd_cli.networks.ema import AveragedNetwork
 from mfd_cli.networks.lora import SharedBase, enable_checkpointing
+from mfd_cli.seeds import key
 from teachers.base import Teacher
 
 
@@ -25,7 +27,7 @@ class Role:
     """A trained network with its optimizer.
 
     Attributes:
-        name: "student" or "aux".
+        name: "student", "aux" or "critic".
         network: the bare network.
         optimizer: over its trainable parameters.
         settings: the recipe's block.
@@ -49,6 +51,17 @@ class Role:
         """Their names."""
         return [name for name, value in self.network.named_parameters() if value.requires_grad]
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Leaves the weights out of gradients that pass through the network inside the block."""
+        for value in self.parameters:
+            value.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for value in self.parameters:
+                value.requires_grad_(True)
+
     def set_rate(self, done: int) -> float:
         """Sets and returns the learning rate of the update that follows `done` others."""
         rate = learning_rate(self.settings, done, self.updates)
@@ -59,11 +72,20 @@ class Role:
 
 @dataclass
 class Roles:
-    """Student, auxiliary and, if the recipe averages, the averaged student."""
+    """Student and, where the method has one, auxiliary and critic; the averaged student if the recipe averages."""
 
     student: Role
-    auxiliary: Role
+    auxiliary: Role | None
     average: AveragedNetwork | None
+    critic: Role | None = None
+
+    def trained(self) -> list[Role]:
+        """Every role there is, the student first."""
+        return [self.student, *self.followers()]
+
+    def followers(self) -> list[Role]:
+        """The roles that learn between two student updates."""
+        return [role for role in (self.auxiliary, self.critic) if role is not None]
 
     def final(self) -> nn.Module:
         """The network that is saved and sampled: the average if there is one."""
@@ -73,7 +95,7 @@ class Roles:
 def build_roles(
     teacher: Teacher,
     student: OptimizerSettings,
-    auxiliary: OptimizerSettings,
+    auxiliary: OptimizerSettings | None,
     *,
     seed: int,
     updates: int,
@@ -82,41 +104,59 @@ def build_roles(
     device: torch.device,
     lora: Lora | None = None,
     checkpointing: bool = False,
+    flow_map: bool = False,
 ) -> Roles:
     """Student and auxiliary, both starting as the teacher, with their optimizers.
 
     Args:
         teacher: a loaded teacher, on the device.
         student: the student's optimizer settings.
-        auxiliary: the auxiliary's.
+        auxiliary: the auxiliary's; None for a method without one.
         seed: the recipe's seed, for a start that has to be fitted and for adapters.
         updates: student updates of the whole run.
-        aux_updates: auxiliary updates per student update.
+        aux_updates: auxiliary updates per student update; 0 for no auxiliary.
         ema: decay of the averaged student, None for no average.
         device: where the networks live.
         lora: adapters on the teacher's own network instead of copies of it; None trains every weight.
         checkpointing: whether activations are computed anew in the backward pass.
+        flow_map: whether the student is a flow map.
 
     Raises:
-        MfdError: the network takes no such adapters, or cannot compute activations anew.
+        MfdError: the network takes no such adapters, cannot compute activations anew, or cannot become a flow map.
     """
     place = None
     if lora is None:
         first = teacher.initial_network(seed).to(device)
-        second = copy.deepcopy(first)
+        second = copy.deepcopy(first) if aux_updates else None
         if checkpointing:
             for network in (first, second):
-                enable_checkpointing(network)
+                if network is not None:
+                    enable_checkpointing(network)
+        if flow_map:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(key(seed, "flow map")[0] >> 1)
+                first = teacher.flow_map(first)
     else:
-        shared = share_base(teacher, lora, ["student", "aux", *(["ema"] if ema is not None else [])], seed=seed)
-        first, second, place = shared.networks["student"], shared.networks["aux"], shared.networks.get("ema")
+        if flow_map:
+            raise MfdError(
+                "student.weights: lora for a method whose student is a flow map, which trains weights of its own",
+                allowed="student.weights: full",
+            )
+        names = ["student", *(["aux"] if aux_updates else []), *(["ema"] if ema is not None else [])]
+        shared = share_base(teacher, lora, names, seed=seed)
+        first, second, place = (shared.networks.get(name) for name in ("student", "aux", "ema"))  # type: ignore[assignment]
         if checkpointing:
             shared.checkpoint_activations()
     return Roles(
-        Role("student", first, build_optimizer(first, student), student, updates, first),
-        Role("aux", second, build_optimizer(second, auxiliary), auxiliary, updates * aux_updates, second),
+        build_role("student", first, student, updates),
+        None if second is None or auxiliary is None else build_role("aux", second, auxiliary, updates * aux_updates),
         AveragedNetwork(first, ema, place) if ema is not None else None,
     )
+
+
+def build_role(name: str, network: nn.Module, settings: OptimizerSettings, updates: int) -> Role:
+    """A network with its optimizer; arguments as the role's attributes."""
+    return Role(name, network, build_optimizer(network, settings), settings, updates, network)
 
 
 def share_base(teacher: Teacher, lora: Lora, names: Sequence[str], *, seed: int = 0) -> SharedBase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from mfd_cli.seeds import Stream, order
@@ -55,12 +56,17 @@ class Batches:
 
     def condition(self, step: int, part: int) -> Condition:
         """The condition alone."""
+        return conditions.to(self.data.condition(self._items(step, part)), self.device)
+
+    def states(self, step: int, part: int) -> Tensor:
+        """Real states of the same items [B, ...]. Raises TeacherError if the data source has none."""
+        return self.data.states(self._items(step, part)).to(self.device)
+
+    def _items(self, step: int, part: int) -> Tensor:
         position = step * self.batch_size + self._first(part)
         if self.data.size is None:
-            items = torch.arange(position, position + self.rows)
-        else:
-            items = order(self.seed, self.data.size, position, self.rows)
-        return conditions.to(self.data.condition(items), self.device)
+            return torch.arange(position, position + self.rows)
+        return order(self.seed, self.data.size, position, self.rows)
 
     def _first(self, part: int) -> int:
         """Place in the step's batch of the first of this process's rows."""

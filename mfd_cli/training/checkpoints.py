@@ -30,8 +30,7 @@ def save(
         keep: checkpoints to leave.
     """
     parts: dict[str, dict[str, Tensor]] = {
-        "student": roles.student.network.state_dict(),
-        "aux": roles.auxiliary.network.state_dict(),
+        **{role.name: role.network.state_dict() for role in roles.trained()},
         "optim": _optimizers(roles),
     }
     if roles.average is not None:
@@ -47,12 +46,12 @@ def restore(checkpoint: Checkpoint, roles: Roles) -> Progress:
         MfdError: a part is missing or does not fit; nothing is started over.
     """
     path = checkpoint.path
-    load_into(roles.student.network, checkpoint.tensors("student"), path / "student.safetensors")
-    load_into(roles.auxiliary.network, checkpoint.tensors("aux"), path / "aux.safetensors")
+    for role in roles.trained():
+        load_into(role.network, checkpoint.tensors(role.name), path / f"{role.name}.safetensors")
     if roles.average is not None:
         load_into(roles.average.network, checkpoint.tensors("ema"), path / "ema.safetensors")
     optim = checkpoint.tensors("optim")
-    for role in (roles.student, roles.auxiliary):
+    for role in roles.trained():
         prefix = f"{role.name}/"
         own = {name.removeprefix(prefix): value for name, value in optim.items() if name.startswith(prefix)}
         restore_optimizer(role.optimizer, role.parameter_names(), own, path / "optim.safetensors")
@@ -65,6 +64,6 @@ def restore(checkpoint: Checkpoint, roles: Roles) -> Progress:
 def _optimizers(roles: Roles) -> dict[str, Tensor]:
     return {
         f"{role.name}/{name}": value
-        for role in (roles.student, roles.auxiliary)
+        for role in roles.trained()
         for name, value in optimizer_tensors(role.optimizer, role.parameter_names()).items()
     }

@@ -124,7 +124,8 @@ def remove_run(run: RunFolder) -> None:
 
 def describe(recipe: Any) -> str:
     """One line about what will be done."""
+    followed = getattr(recipe.method, "aux_updates", 0)
     return (
         f"{recipe.name}: {recipe.method.type} on teacher {recipe.teacher.type}, {recipe.train.updates} student updates "
-        f"of {recipe.train.batch_size} samples, {recipe.method.aux_updates} auxiliary updates each"
+        f"of {recipe.train.batch_size} samples" + (f", {followed} auxiliary updates each" if followed else "")
     )

@@ -116,7 +116,8 @@ def rehearse(
     _forewarn(result, workshop)
     trainer = workshop.trainer()
     student = loaded.recipe.train.updates
-    _measure_update(result, workshop, trainer, "auxiliary update", 0, student * loaded.recipe.method.aux_updates)
+    if trainer.cycle > 1:
+        _measure_update(result, workshop, trainer, "auxiliary update", 0, student * (trainer.cycle - 1))
     _measure_update(result, workshop, trainer, "student update", trainer.cycle - 1, student)
     _measure_preview(result, workshop)
     result.facts = [*_facts(workshop, result), ["closing check", _closing_check(workshop, random_weights)]]
@@ -252,7 +253,8 @@ def _facts(workshop: Workshop, result: Rehearsal) -> list[list[Any]]:
     assert workshop.teacher.network is not None, "the teacher has no weights"
     # adapters lie inside the teacher's network, but are not its own
     frozen = [value for name, value in workshop.teacher.network.named_parameters() if ".lora_" not in name]
-    trained = {"student": roles.student.network, "auxiliary": roles.auxiliary.network}
+    names = {"aux": "auxiliary"}
+    trained = {names.get(role.name, role.name): role.network for role in roles.trained()}
     trained |= {"averaged student": roles.average.network} if roles.average is not None else {}
     total, needed = total_memory_mb(device), workshop.bytes_needed()
     peak = max((phase.peak_mb or 0 for phase in result.phases), default=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,14 +19,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mfd_cli.config.schema import RecipeBase
-from mfd_cli.flow import time_grid, told_times
-from mfd_cli.methods.base import Batch, Loss, Method
+from mfd_cli.methods.base import Loss, Method
 from mfd_cli.networks.roles import Role, Roles
 from mfd_cli.seeds import key
 from mfd_cli.training.batches import Batches
+from mfd_cli.training.fields import Fields
 from mfd_cli.training.guards import refuse_non_finite
 from teachers.base import Teacher
-from teachers.guidance import Evaluations, VelocityField
+from teachers.guidance import Evaluations
 
 
 @dataclass
@@ -72,14 +72,14 @@ class Trainer:
         self.recipe, self.method, self.teacher = recipe, method, teacher
         self.roles, self.batches, self.accelerator = roles, batches, accelerator
         self.progress = progress or Progress()
-        self.cycle = method.settings.aux_updates + 1
-        self._grid = time_grid(recipe.student.steps, recipe.student.shift)
+        self.cycle = method.aux_updates + 1
         self._counts = {name: Evaluations() for name in self.progress.evaluations}
         self._noted = {
             name: [torch.tensor(value, device=accelerator.device) for value in values]
             for name, values in self.progress.pending.items()
         }
-        for role in (roles.student, roles.auxiliary):
+        self._fields = Fields(recipe, method, teacher, roles, batches, self._counts)
+        for role in roles.trained():
             role.wrapped = accelerator.prepare(role.network)
             # a network that a teacher has just fitted may still hold a gradient, which the first step would add to
             role.optimizer.zero_grad(set_to_none=True)
@@ -114,23 +114,34 @@ class Trainer:
                 return
 
     def step(self, stop: bool = False) -> bool:
-        """One optimizer update of the role whose turn it is. Returns whether any process was told to stop."""
+        """One optimizer update of the roles whose turn it is. Returns whether any process was told to stop."""
         step = self.progress.step
         is_student = self.inside == self.cycle - 1
-        role = self.roles.student if is_student else self.roles.auxiliary
+        learning = [self.roles.student] if is_student else self.roles.followers()
         done = self.update if is_student else self.update * (self.cycle - 1) + self.inside
         self._seed_networks(step)
-        rate = role.set_rate(done)
-        loss = self._gradient(step, role, is_student)
-        norm = _clip(role.parameters, role.settings.clip)
-        stop = self._check(loss, norm, role, stop)
-        role.optimizer.step()
-        role.optimizer.zero_grad(set_to_none=True)
-        if is_student and self.roles.average is not None:
-            self.roles.average.update(done + 1)
-        self._note(role.name, loss, norm, rate)
+        rates = [role.set_rate(done) for role in learning]
+        loss = self._gradient(step, learning, is_student)
+        norms = [_clip(role.parameters, role.settings.clip) for role in learning]
+        stop = self._check(loss, norms, learning[0], stop)
+        for role in learning:
+            role.optimizer.step()
+            role.optimizer.zero_grad(set_to_none=True)
+        if is_student:
+            self._after_student(done + 1)
+        self._note(learning[0].name, loss, norms[0], rates[0])
         self.progress.step += 1
         return stop
+
+    def _after_student(self, updates: int) -> None:
+        roles = self.roles
+        if roles.average is not None:
+            roles.average.update(updates)
+        if roles.auxiliary is not None:
+            self.method.align(
+                [value.detach() for value in roles.student.parameters],
+                [value.detach() for value in roles.auxiliary.parameters],
+            )
 
     def metrics(self) -> dict[str, Any]:
         """Averages since the last call, over all processes: one line of metrics.jsonl."""
@@ -160,45 +171,25 @@ class Trainer:
         if self.accelerator.device.type == "cuda":
             torch.cuda.manual_seed(number)
 
-    def _gradient(self, step: int, role: Role, is_student: bool) -> Loss:
+    def _gradient(self, step: int, learning: list[Role], is_student: bool) -> Loss:
         """Gradient of the step's whole batch, part by part; returns the batch's mean loss and the last part's times."""
         parts = self.batches.parts
         compute = self.method.student_loss if is_student else self.method.auxiliary_loss
         losses: list[Loss] = []
-        for part in range(parts):
-            with self._synchronized(role.wrapped, part == parts - 1):
-                with self.accelerator.autocast():
-                    loss = compute(self._batch(step, part, is_student))
-                self.accelerator.backward(loss.value / parts)
-            losses.append(Loss(loss.value.detach(), loss.shown.detach(), loss.times))
-        if parts == 1:
-            return losses[0]
-        value = torch.stack([loss.value for loss in losses]).mean()
-        return Loss(value, torch.stack([loss.shown for loss in losses]).mean(), losses[-1].times)
+        with contextlib.ExitStack() as at_rest:
+            for role in self.roles.followers() if is_student and self.roles.critic is not None else []:
+                at_rest.enter_context(role.at_rest())  # a critic's verdict reaches the student through them
+            for part in range(parts):
+                with self._synchronized(learning, part == parts - 1):
+                    with self.accelerator.autocast():
+                        loss = compute(self._fields.batch(step, part, is_student=is_student, update=self.update))
+                    self.accelerator.backward(loss.value / parts)
+                losses.append(loss.detached())
+        return losses[0] if parts == 1 else _mean(losses)
 
-    def _batch(self, step: int, part: int, is_student: bool) -> Batch:
-        random, condition = self.batches.part(step, part)
-        roles, teacher = self.roles, self.teacher
-        assert teacher.network is not None, "the teacher has no weights"
-        # the role that learns is called through its wrapper, so that its gradients are shared between processes
-        student = roles.student.wrapped if is_student else roles.student.network
-        auxiliary = roles.auxiliary.network if is_student else roles.auxiliary.wrapped
-        return Batch(
-            random=random,
-            shape=teacher.sample_shape,
-            grid=self._grid,
-            told=told_times(self._grid, teacher.first_time),
-            one_step=self.recipe.student.gradient == "one-step",
-            student=VelocityField(teacher, student, condition, evaluations=self._counts["student"]),
-            auxiliary=VelocityField(teacher, auxiliary, condition, evaluations=self._counts["aux"]),
-            teacher=VelocityField(
-                teacher, teacher.network, condition, teacher.settings.guidance, self._counts["teacher"]
-            ),
-        )
-
-    def _check(self, loss: Loss, norm: Tensor, role: Role, stop: bool) -> bool:
+    def _check(self, loss: Loss, norms: list[Tensor], role: Role, stop: bool) -> bool:
         """Stops every process before a bad update; returns whether any of them was told to stop."""
-        value, size = torch.stack([loss.value.float(), norm.float()]).tolist()
+        value, size = torch.stack([loss.value.float(), torch.stack(norms).sum().float()]).tolist()
         bad = anywhere = not (math.isfinite(value) and math.isfinite(size))
         if self.accelerator.num_processes > 1:
             flags = torch.tensor([float(bad), float(stop)], device=self.accelerator.device)
@@ -212,8 +203,10 @@ class Trainer:
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"
-        for name, value in (("loss", loss.shown), ("grad_norm", norm), ("lr", torch.tensor(rate))):
-            self._noted.setdefault(prefix + name, []).append(value.detach().float().to(self.accelerator.device))
+        noted = {"loss": loss.shown, "grad_norm": norm, "lr": torch.tensor(rate)}
+        noted = {prefix + name: value for name, value in noted.items()} | dict(loss.parts)
+        for name, value in noted.items():
+            self._noted.setdefault(name, []).append(value.detach().float().to(self.accelerator.device))
 
     def _gather_counts(self) -> None:
         names = list(self._counts)
@@ -223,13 +216,22 @@ class Trainer:
             self._counts[name].rows = 0
 
     @contextlib.contextmanager
-    def _synchronized(self, network: nn.Module, last: bool) -> Iterator[None]:
+    def _synchronized(self, learning: list[Role], last: bool) -> Iterator[None]:
         """Gradients are shared between processes once per step, at its last part."""
-        if last:
+        with contextlib.ExitStack() as alone:
+            for role in learning if not last else []:
+                alone.enter_context(self.accelerator.no_sync(role.wrapped))
             yield
-        else:
-            with self.accelerator.no_sync(network):
-                yield
+
+
+def _mean(losses: list[Loss]) -> Loss:
+    """The mean of the parts of one batch, with the last one's times."""
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(values)).mean()
+
+    parts = {name: mean([loss.parts[name] for loss in losses]) for name in losses[0].parts}
+    return Loss(mean([loss.value for loss in losses]), mean([loss.shown for loss in losses]), losses[-1].times, parts)
 
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,16 @@ from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid
 from mfd_cli.inference.memory import keep_freed_memory
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
+from mfd_cli.methods.base import Method
 from mfd_cli.methods.registry import methods
-from mfd_cli.networks.roles import Roles, build_roles
+from mfd_cli.networks.roles import Role, Roles, build_role, build_roles
+from mfd_cli.seeds import key
 from mfd_cli.training.batches import Batches
+from mfd_cli.training.fields import Fields
 from mfd_cli.training.tracking import require_trackers
 from mfd_cli.training.trainer import Progress, Trainer
 from teachers.base import Data, Teacher
+from teachers.guidance import Evaluations
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
 
@@ -33,6 +37,7 @@ class Workshop:
     accelerator: Accelerator
     teacher: Teacher
     data: Data
+    method: Method
     roles: Roles
     batches: Batches
 
@@ -41,10 +46,26 @@ class Workshop:
         """The validated recipe."""
         return self.loaded.recipe
 
+    def critic(self) -> Role | None:
+        """The method's critic with its optimizer, which is set as the auxiliary's; None if it has none."""
+        recipe, method, alone = (
+            self.recipe,
+            self.method,
+            replace(self.batches, batch_size=1, parts=1, process=0, processes=1),
+        )
+        counts = {name: Evaluations() for name in ("student", "aux", "teacher")}
+        fields = Fields(recipe, method, self.teacher, self.roles, alone, counts)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(recipe.seed, "critic")[0] >> 1)
+            critic = method.build_critic(fields.batch(0, 0, is_student=True, update=0))
+        if critic is None:
+            return None
+        updates = recipe.train.updates * method.aux_updates
+        return build_role("critic", critic.to(self.accelerator.device), recipe.optim.aux, updates)
+
     def trainer(self, progress: Progress | None = None) -> Trainer:
         """The loop over all this, at its beginning or at a checkpoint's progress."""
-        method = methods.get(self.recipe.method.type)(self.recipe.method)
-        return Trainer(self.recipe, method, self.teacher, self.roles, self.batches, self.accelerator, progress)
+        return Trainer(self.recipe, self.method, self.teacher, self.roles, self.batches, self.accelerator, progress)
 
     def student_config(self, update: int) -> dict[str, Any]:
         """What a stored student says about itself; see `mfd_cli.store.student`."""
@@ -57,7 +78,8 @@ class Workshop:
             "update": update,
             "ema": recipe.train.ema,
             "student": {
-                "steps": recipe.student.steps, "shift": recipe.student.shift, "sampler": "euler", "grid": grid.tolist(),
+                "steps": recipe.student.steps, "shift": recipe.student.shift, "sampler": self.method.sampler,
+                "flow_map": self.method.flow_map, "grid": grid.tolist(),
                 "weights": recipe.student.weights, "lora": self._adapters(), "first_time": self.teacher.first_time,
             },
             "teacher": resolved["teacher"] | self.teacher.pinned(),
@@ -81,13 +103,16 @@ class Workshop:
         device, student = self.accelerator.device, self.recipe.student
         return teacher_sampler(self.teacher, device), Sampler(
             "student", self.teacher, self.roles.final(), student.steps, student.shift, device=device,
-            first_time=self.teacher.first_time,
+            first_time=self.teacher.first_time, kind=self.method.sampler,
         )  # fmt: skip
 
     def bytes_needed(self) -> int:
-        """Bytes that checkpoints and student need on disk: weights of three roles and two moments of two of them."""
-        weights = sum(value.numel() * value.element_size() for value in self.roles.student.network.parameters())
-        return 7 * weights * (self.recipe.log.keep + 1) + weights
+        """Bytes that checkpoints and student need on disk: weights and two moments of every role, and the average."""
+        student, *others = (
+            sum(value.numel() * value.element_size() for value in role.network.parameters())
+            for role in self.roles.trained()
+        )
+        return (4 * student + 3 * sum(others)) * (self.recipe.log.keep + 1) + student
 
 
 def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bool = False) -> Workshop:
@@ -119,18 +144,37 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     source: Any = data_registry.get(recipe.data.type)
     if not random_weights:
         refuse_missing(recipe)
+    method = methods.get(recipe.method.type)(recipe.method)
     teacher = (family.random if random_weights else family.load)(recipe.teacher)
     data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
     batches = Batches(
         data, recipe.seed, recipe.train.batch_size, recipe.train.accumulation,
         accelerator.process_index, accelerator.num_processes, accelerator.device,
     )  # fmt: skip
+    if method.needs_data:
+        _require_states(recipe, data)
     roles = build_roles(
-        teacher.to(accelerator.device), recipe.optim.student, recipe.optim.aux, seed=recipe.seed,
-        updates=recipe.train.updates, aux_updates=recipe.method.aux_updates, ema=recipe.train.ema,
+        teacher.to(accelerator.device), recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
+        updates=recipe.train.updates, aux_updates=method.aux_updates, ema=recipe.train.ema,
         device=accelerator.device, lora=recipe.student.adapters, checkpointing=recipe.train.checkpointing,
+        flow_map=method.flow_map,
     )  # fmt: skip
-    return Workshop(loaded, accelerator, teacher, data, roles, batches)
+    workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
+    roles.critic = workshop.critic()
+    return workshop
+
+
+def _require_states(recipe: Any, data: Data) -> None:
+    """Refuses a data source without real samples, before anything that takes long."""
+    try:
+        data.states(torch.zeros(1, dtype=torch.long))
+    except MfdError as error:
+        raise MfdError(
+            f"method {recipe.method.type} learns from real samples, and data '{recipe.data.type}' gives none "
+            f"({error.found})",
+            allowed="a data source with samples, or a method that needs none: mfd, diff-instruct, and dmd2 with "
+            "method.adversarial=null",
+        ) from error
 
 
 def refuse_missing(recipe: Any) -> None:

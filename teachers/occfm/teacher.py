@@ -127,6 +127,14 @@ class OccFMTeacher(Teacher):
             table.requires_grad_(False)
         return network
 
+    def time_layer(self, network: nn.Module) -> str:
+        """The embedding of the time."""
+        return "t_embedder"
+
+    def feature_layer(self, network: nn.Module) -> str:
+        """The end of the U-Net's middle."""
+        return "mid_block2"
+
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """u(x, t | history, trajectory) [B, 6, C, L, L]."""
         return network(x, t, condition["history"], condition["trajectory"])

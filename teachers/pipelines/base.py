@@ -101,6 +101,16 @@ class PipelineTeacher(PromptTeacher):
     def decode_latents(self, vae: Any, latents: Tensor) -> Tensor:
         """Images [B, C, H, W] in about [0, 1] from latents [B, ...] of the VAE's type."""
 
+    def time_layer(self, network: nn.Module) -> str | None:
+        """The embedding of the time, under the name that diffusers gives it."""
+        found = [name for name, _ in network.named_modules() if name.endswith("timestep_embedder")]
+        return found[0] if found else None
+
+    def feature_layer(self, network: nn.Module) -> str | None:
+        """The block in the middle."""
+        blocks = getattr(network, "transformer_blocks", None)
+        return f"transformer_blocks.{len(blocks) // 2}" if blocks else None
+
     # -- loading -------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -75,7 +75,8 @@ stduent: 1
         'demo.yaml:2: teacher.depth: is "3"; allowed: a whole number',
         "demo.yaml:3: student.steps: is 0; allowed: at least 1",
         "demo.yaml:3: student.weights: is \"ful\"; allowed: 'full' or 'lora'; did you mean 'full'?",
-        "demo.yaml:4: method.type: unknown method 'pear'; registered: diff-instruct, mfd, pair, point; did you",
+        "demo.yaml:4: method.type: unknown method 'pear'; registered: ayf, cd, diff-instruct, dmd2, meanflow, mfd, "
+        "pair, point, senseflow; did you",
         "demo.yaml:4: method.aux_updates: 010 has leading zeros",
         'demo.yaml:6: optim.student.lr: is "on"; allowed: a number',
         "demo.yaml:7: train: batch_size 9 is not divisible by accumulation 2",
@@ -232,10 +233,11 @@ def test_another_type_by_override_drops_the_keys_it_does_not_know_and_says_so(re
     assert not any(key.startswith("method.solver") for key in loaded.positions)
 
 
-def test_another_type_drops_keys_inside_a_block_that_both_types_have() -> None:
+def test_another_type_drops_keys_that_mean_something_else_there() -> None:
     loaded = load_recipe("toy", ["method.type=diff-instruct"])
-    assert loaded.recipe.method.times.type == "logit-normal" and "method.times.min_interval" not in loaded.positions
-    assert any("method.times.min_interval" in note for note in loaded.notes)
+    assert loaded.recipe.method.times.type == "uniform" and loaded.recipe.method.aux_updates == 3
+    assert not any(key.startswith("method.times") for key in loaded.positions)
+    assert any("method.times (" in note and "means something else by it" in note for note in loaded.notes)
 
 
 def test_another_type_by_override_keeps_what_was_set_by_hand(recipe: Path) -> None:

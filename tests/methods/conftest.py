@@ -57,6 +57,68 @@ class World:
         }
 
 
+class ExactMap:
+    """The flow map of N(mean, deviation^2) in closed form: average velocities u(x, s, t), and what leads to data."""
+
+    def __init__(self, mean=0.5, deviation=0.6):
+        self.mean, self.deviation = mean, deviation
+        self.velocity = GaussianField(mean, deviation).requires_grad_(False)
+
+    def spread(self, t):
+        return ((1 - t) ** 2 + t**2 * self.deviation**2).sqrt()
+
+    def arrival(self, x, s, t):
+        """psi_{s -> t}(x)."""
+        s, t = s[:, None], t[:, None]
+        return t * self.mean + self.spread(t) / self.spread(s) * (x - s * self.mean)
+
+    def __call__(self, x, s, t):
+        """(psi(x) - x) / (t - s), and the velocity where t = s."""
+        wide = (t - s)[:, None]
+        return torch.where(wide > 1e-6, (self.arrival(x, s, t) - x) / wide.clamp(min=1e-6), self.velocity(x, s))
+
+    def to_data(self, x, s):
+        """v(x, s) of the consistency function: x + (1 - s) v is the end of the trajectory."""
+        return self(x, s, torch.ones_like(s))
+
+
+class Offset(nn.Module):
+    """A field plus a learned constant and a learned slope."""
+
+    def __init__(self, field, offset=0.0, slope=0.0):
+        super().__init__()
+        self.field = field
+        self.offset, self.slope = (nn.Parameter(torch.tensor(value)) for value in (offset, slope))
+
+    def forward(self, x, *times):
+        return self.field(x, *times) + self.offset + self.slope * x
+
+
+@pytest.fixture
+def exact_map():
+    return ExactMap
+
+
+@pytest.fixture
+def map_batch():
+    """A batch of real data for a student's field, its teacher the exact velocity of the same Gaussian."""
+
+    def make(student, exact, rows, update=0):
+        random = Stream(0, update, 0, rows)
+        data = exact.mean + exact.deviation * random.normal("data", (1,))
+        return Batch(
+            random, (1,), time_grid(1), student, None, exact.velocity, data=data, frozen=student, average=student,
+            update=update,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def offset():
+    return Offset
+
+
 @pytest.fixture
 def world():
     return World

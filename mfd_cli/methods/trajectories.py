@@ -1,0 +1,139 @@
+"""What methods share that follow the teacher's trajectories: derivatives along them, and a direction to regress on.
+
+d/ds of u(x_s, s, t) along dx/ds = v is d_s u + (d_x u) v. Forward mode gives it in one pass (a Jacobian-vector
+product); where a layer has no forward-mode rule, a central difference of two passes does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mfd_cli.errors import MfdError
+from mfd_cli.flow import per_row
+from mfd_cli.methods.base import Loss
+from teachers.settings import Strict
+
+
+class DerivativeSettings(Strict):
+    """How derivatives along a trajectory are computed."""
+
+    type: Literal["auto", "forward", "difference"] = Field(
+        "auto",
+        description="forward: exact, one forward-mode pass, with attention computed plainly, since its fused kernels "
+        "have no forward mode; difference: two passes; auto: forward, or with a warning difference where a layer has "
+        "no forward mode.",
+    )
+    step: float = Field(
+        5e-3, gt=0, le=0.1, description="Half the time between the two passes of a difference, at most."
+    )
+
+
+class TangentSettings(Strict):
+    """What the derivative term is given: arXiv 2506.14603, algorithm 1."""
+
+    normalise: float | None = Field(
+        0.1, gt=0, description="Directions g become g / (|g| + this), norm per sample; null: as they are."
+    )
+    warmup: int = Field(1000, ge=0, description="Student updates over which the derivative term rises from 0.")
+    final: float = Field(0.99, gt=0, le=1, description="Its factor afterwards.")
+
+    def share(self, update: int) -> float:
+        """Factor of the derivative term at a student update."""
+        return self.final * min(1.0, (update + 1) / self.warmup) if self.warmup else self.final
+
+
+class Derivatives:
+    """Directional derivatives of fields of (x, s, t).
+
+    Args:
+        settings: how.
+    """
+
+    def __init__(self, settings: DerivativeSettings) -> None:
+        self._settings = settings
+        self._difference = settings.type == "difference"
+
+    @torch.no_grad()
+    def along_start(
+        self, field: Callable[..., Tensor], x: Tensor, s: Tensor, t: Tensor, velocity: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """U and du/ds = d_s u + (d_x u) velocity at (x, s, t), each [B, ...]."""
+        ones, zeros = torch.ones_like(s), torch.zeros_like(s)
+        found = self._forward(field, (x, s, t), (velocity, ones, zeros))
+        if found is not None:
+            return found
+        high, low = torch.minimum(s + self._settings.step, t), (s - self._settings.step).clamp(min=0)
+        there, back = (field(x + per_row(at - s, x) * velocity, at, t) for at in (high, low))
+        return field(x, s, t), self._quotient(there, back, high - low)
+
+    @torch.no_grad()
+    def along_end(self, field: Callable[..., Tensor], x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """U and d_t u at (x, s, t), each [B, ...]."""
+        zeros = torch.zeros_like(s)
+        found = self._forward(field, (x, s, t), (torch.zeros_like(x), zeros, torch.ones_like(t)))
+        if found is not None:
+            return found
+        high, low = (t + self._settings.step).clamp(max=1), torch.maximum(t - self._settings.step, s)
+        return field(x, s, t), self._quotient(field(x, s, high), field(x, s, low), high - low)
+
+    def _forward(
+        self, field: Callable[..., Tensor], point: tuple[Tensor, ...], tangent: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Value and derivative in forward mode; None where differences are taken."""
+        if self._difference:
+            return None
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                value, derivative = torch.func.jvp(field, point, tangent)  # type: ignore[misc]
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            field(*point)  # a network that fails without forward mode, too, has another fault, which this tells
+            reason = str(error).splitlines()[0]
+            if self._settings.type == "forward":
+                raise MfdError(
+                    f"method.derivative.type forward: a layer of the network has no forward mode ({reason})",
+                    allowed="method.derivative.type: auto or difference",
+                ) from error
+            self._difference = True
+            warnings.warn(f"derivatives are taken as differences: a layer has no forward mode ({reason})", stacklevel=2)
+            return None
+        return value, derivative
+
+    @staticmethod
+    def _quotient(high: Tensor, low: Tensor, length: Tensor) -> Tensor:
+        """(high - low) / length; 0 where the interval is empty."""
+        wide = per_row(length, high)
+        return torch.where(wide > 0, (high - low) / wide.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+
+def norm(value: Tensor) -> Tensor:
+    """Euclidean norm of each row over all its dimensions, shaped to divide the rows of [B, ...]."""
+    return per_row(value.flatten(1).norm(dim=1), value)
+
+
+def step_towards(found: Tensor, direction: Tensor, normalise: float | None, times: Tensor) -> Loss:
+    """|u - sg[u - g]|^2, summed over a row and averaged over rows: a step against g, which may be normalised first.
+
+    Args:
+        found: u with gradient [B, ...].
+        direction: g [B, ...].
+        normalise: c of g / (|g| + c); None leaves g as it is.
+        times: for reports.
+
+    Returns:
+        The loss, reported as the mean square of g before it is normalised.
+    """
+    direction = direction.detach()
+    size = direction.square().mean()
+    if normalise is not None:
+        direction = direction / (norm(direction) + normalise)
+    wanted = found.detach() - direction
+    return Loss((found - wanted).square().flatten(1).sum(1).mean(), size, times)

@@ -1,0 +1,89 @@
+"""The velocity fields of a run, bound to the items and noise of a step: what a method's losses are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mfd_cli.config.schema import RecipeBase
+from mfd_cli.flow import time_grid, told_times
+from mfd_cli.methods.base import Batch, Method
+from mfd_cli.networks.roles import Role, Roles
+from mfd_cli.training.batches import Batches
+from teachers.base import Teacher
+from teachers.conditions import Condition
+from teachers.guidance import AverageVelocityField, Evaluations, VelocityField
+
+
+class Fields:
+    """Makes the batches of steps.
+
+    Args:
+        recipe: validated recipe.
+        method: the method, which says what it needs.
+        teacher: loaded teacher.
+        roles: networks.
+        batches: items and noise of each step.
+        counts: counters of evaluations by role: "student", "aux", "teacher".
+    """
+
+    def __init__(
+        self,
+        recipe: RecipeBase,
+        method: Method,
+        teacher: Teacher,
+        roles: Roles,
+        batches: Batches,
+        counts: Mapping[str, Evaluations],
+    ) -> None:
+        self._method, self._teacher, self._roles, self._batches = method, teacher, roles, batches
+        self._counts = counts
+        self._one_step = recipe.student.gradient == "one-step"
+        self._grid = time_grid(recipe.student.steps, recipe.student.shift)
+        self._told = told_times(self._grid, teacher.first_time)
+
+    def batch(self, step: int, part: int, *, is_student: bool, update: int) -> Batch:
+        """One part of a step.
+
+        Args:
+            step: number of the step.
+            part: which of the step's parts.
+            is_student: whether the student learns from it; else the auxiliary and the critic do.
+            update: student updates done.
+        """
+        roles, teacher, counts = self._roles, self._teacher, self._counts
+        random, condition = self._batches.part(step, part)
+        assert teacher.network is not None, "the teacher has no weights"
+        # the role that learns is called through its wrapper, so that its gradients are shared between processes
+        student = roles.student.wrapped if is_student else roles.student.network
+        auxiliary, critic = (_network(role, bare=is_student) for role in (roles.auxiliary, roles.critic))
+        return Batch(
+            random=random,
+            shape=teacher.sample_shape,
+            grid=self._grid,
+            told=self._told,
+            one_step=self._one_step,
+            student=self._student(student, condition),
+            auxiliary=None
+            if auxiliary is None
+            else VelocityField(teacher, auxiliary, condition, evaluations=counts["aux"]),
+            teacher=VelocityField(teacher, teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
+            data=self._batches.states(step, part) if self._method.needs_data else None,
+            frozen=self._student(roles.student.network, condition),
+            average=None if roles.average is None else self._student(roles.average.network, condition),
+            critic=critic,
+            update=update,
+        )
+
+    def _student(self, network: nn.Module, condition: Condition) -> Any:
+        if self._method.flow_map:
+            return AverageVelocityField(self._teacher, network, condition, self._counts["student"])
+        return VelocityField(self._teacher, network, condition, evaluations=self._counts["student"])
+
+
+def _network(role: Role | None, *, bare: bool) -> nn.Module | None:
+    if role is None:
+        return None
+    return role.network if bare else role.wrapped
