@@ -25,6 +25,9 @@ from teachers.errors import TeacherError
 from teachers.networks.mlp import PointMLP
 from teachers.settings import Settings, Strict, TeacherSettings
 
+#: samples that are drawn at once
+_BLOCK = 1024
+
 _FIT_UPDATES, _FIT_BATCH, _FIT_RATE = 800, 512, 3e-3
 
 
@@ -189,7 +192,9 @@ class GaussianMixtureData(Data):
 
     def states(self, items: Tensor) -> Tensor:
         """The samples that belong to the items [B, D], each a function of its item alone."""
-        return torch.cat([self._field.draw(1, int(item)) for item in items])
+        blocks, inverse = (items // _BLOCK).unique(return_inverse=True)
+        drawn = torch.stack([self._field.draw(_BLOCK, int(block)) for block in blocks])
+        return drawn[inverse, items % _BLOCK]
 
     def reference(self, count: int | None, seed: int) -> Tensor:
         """`count` (or 10,000) points, as many of each mode as its share demands.

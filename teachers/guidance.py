@@ -59,7 +59,7 @@ class VelocityField:
         _null: Condition | None = None,
     ) -> None:
         guidance = _own_guidance(teacher, guidance) if teacher.guidance_embedded else guidance
-        self._teacher, self._network, self._guidance = teacher, network, guidance
+        self.teacher, self._network, self._guidance = teacher, network, guidance
         self._condition, self._null = condition, _null
         self._pair: Condition | None = None
         self.evaluations = Evaluations() if evaluations is None else evaluations
@@ -79,14 +79,14 @@ class VelocityField:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity [B, ...] in at least float32. x: [B, ...]; t: float32 [B]."""
         if self.cost == 1:
-            return self.outputs(self._teacher.velocity(self._network, *self.inputs(x, t)))
+            return self.outputs(self.teacher.velocity(self._network, *self.inputs(x, t)))
         self.evaluations.rows += 2 * x.shape[0]
-        return self.outputs(self._teacher.branches(self._network, x, t, self._both()))
+        return self.outputs(self.teacher.branches(self._network, x, t, self._both()))
 
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """What a critic judges of the network [B, N, C]: see `Teacher.features`. Counts as one evaluation."""
         self.evaluations.rows += x.shape[0]
-        return _widen(self._teacher.features(self._network, x, t, self._condition))
+        return _widen(self.teacher.features(self._network, x, t, self._condition))
 
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """What the network is evaluated on, counted: B rows, or 2B with the unconditional half first."""
@@ -100,7 +100,7 @@ class VelocityField:
         if self.cost == 1:
             return _widen(velocities)
         unconditional, conditional = _widen(velocities).chunk(2)
-        return self._teacher.guide(unconditional, conditional, self._guidance)
+        return self.teacher.guide(unconditional, conditional, self._guidance)
 
     def _both(self) -> Condition:
         """The unconditional condition and the given one, 2B rows, stacked once."""
@@ -112,7 +112,7 @@ class VelocityField:
         """The same field for the selected rows; its evaluations count towards the same counter."""
         null = None if self._null is None else conditions.rows(self._null, index)
         return VelocityField(
-            self._teacher,
+            self.teacher,
             self._network,
             conditions.rows(self._condition, index),
             self._guidance,
@@ -183,7 +183,7 @@ def _joined(fields: Sequence[Any]) -> Callable[[Sequence[Tensor], Tensor], list[
         return None
     first, second = fields
     beside = getattr(first._network, "beside", None)
-    if beside is None or not first._teacher.rows_first or beside(second._network, 0) is None:
+    if beside is None or not first.teacher.rows_first or beside(second._network, 0) is None:
         return None
 
     def evaluate(states: Sequence[Tensor], t: Tensor) -> list[Tensor]:
@@ -191,7 +191,7 @@ def _joined(fields: Sequence[Any]) -> Callable[[Sequence[Tensor], Tensor], list[
         counts = [len(x) for x, _, _ in asked]
         x, times = (torch.cat([each[index] for each in asked]) for index in (0, 1))  # type: ignore[misc]
         condition = conditions.stack(asked[0][2], asked[1][2])
-        found = first._teacher.velocity(beside(second._network, counts[0]), x, times, condition).split(counts)
+        found = first.teacher.velocity(beside(second._network, counts[0]), x, times, condition).split(counts)
         return [field.outputs(velocities) for field, velocities in zip(fields, found, strict=True)]
 
     return evaluate

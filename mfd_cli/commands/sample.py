@@ -201,7 +201,7 @@ def _check_kind(teacher: Teacher, kind: str, count: int) -> None:
 
 def _warn_student(student: Sampler, steps: int, guidance: float | None) -> None:
     made_for = student.steps
-    if steps != made_for:
+    if steps != made_for and not student.any_steps:
         console.warn(
             f"this student is made for {made_for} step{'s'[: made_for != 1]}; with {steps} its quality is not what was "
             "trained"

@@ -99,6 +99,8 @@ def refusal(flag: str, student: Sampler) -> MfdError | None:
         none, unloadable = None, saving.adapter_refusal(teacher)
     elif isinstance(teacher, PipelineTeacher):
         unloadable = none = f"the teacher does not say how its {teacher.architecture['pipeline']} is called"
+    unusual = _beyond_diffusers(config["student"])
+    none, unloadable = unusual or none, unusual or unloadable
     complete = "--diffusers" if none is None else "--safetensors"
     merging = f"there is no adapter to merge, {complete} already is all of it"
     reasons = {
@@ -112,6 +114,15 @@ def refusal(flag: str, student: Sampler) -> MfdError | None:
         return None
     possible = [name for name, reason in reasons.items() if reason is None]
     return MfdError(f"{flag}: {reasons[flag]}", allowed=", ".join(possible))
+
+
+def _beyond_diffusers(student: Mapping[str, Any]) -> str | None:
+    """Why no scheduler of diffusers samples as a stored student does; None if one does."""
+    if student.get("flow_map"):
+        return "the student is a flow map: no scheduler of diffusers tells a network where a step ends"
+    if student.get("sampler") == "renoise" and student["steps"] > 1:
+        return f"the student renoises between its {student['steps']} steps, which no scheduler that is written does"
+    return None
 
 
 def check_folder(folder: Path, student: Sampler, dtype: str, *, adapter: bool) -> str:

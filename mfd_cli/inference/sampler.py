@@ -53,6 +53,7 @@ class Sampler:
         dtype: precision that networks compute in (autocast); states and weights stay float32.
         first_time: earliest time that the network is told (`Teacher.first_time` for students).
         kind: how samples are made: one of `mfd_cli.samplers.SAMPLERS`.
+        any_steps: whether it was made for any number of steps.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Sampler:
     dtype: torch.dtype = torch.float32
     first_time: float = 0.0
     kind: str = "euler"
+    any_steps: bool = False
 
     def sample(
         self,
@@ -209,6 +211,7 @@ def load_student(path: str | Path | None = None, *, device: str | torch.device =
         dtype=precision(dtype),
         first_time=student.get("first_time", 0.0),
         kind=student.get("sampler", "euler"),
+        any_steps=student.get("any_steps", False),
     )
 
 

@@ -48,6 +48,7 @@ class AlignYourFlow(Method):
     Settings = AyfSettings
     flow_map = True
     sampler = "flow-map"
+    any_steps = True
 
     def __init__(self, settings: AyfSettings) -> None:
         super().__init__(settings)

@@ -137,6 +137,8 @@ class Method(ABC):
     flow_map: ClassVar[bool] = False
     #: how its students sample in several steps
     sampler: ClassVar[SamplerName] = "euler"
+    #: whether its students are made for any number of steps, whatever the recipe's
+    any_steps: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -8,7 +8,7 @@ g = (v - u_teacher) - r (1 - s) dv/ds ,   L = |v - sg[v - g / (|g| + c)]|^2
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -67,6 +67,7 @@ class ConsistencyDistillation(Method):
 
     Settings = ConsistencySettings
     sampler = "renoise"
+    any_steps = True
 
     def __init__(self, settings: ConsistencySettings) -> None:
         super().__init__(settings)
@@ -125,5 +126,15 @@ class ConsistencyDistillation(Method):
         """G [B, ...] of the continuous form, its derivative term times `share`."""
         velocity = batch.teacher(x_s, s)
         end = torch.ones_like(s)
-        found, change = self._derivatives.along_start(lambda x, start, _: batch.frozen(x, start), x_s, s, end, velocity)
+        found, change = self._derivatives.along_start(_ToTheEnd(batch.frozen), x_s, s, end, velocity)
         return found - velocity - share * per_row(1 - s, x_s) * change
+
+
+class _ToTheEnd:
+    """A field of (x, s) as one of (x, s, t) that is told no end."""
+
+    def __init__(self, field: Any) -> None:
+        self._field, self.evaluations = field, getattr(field, "evaluations", None)
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return self._field(x, s)

@@ -48,6 +48,7 @@ class MeanFlow(Method):
     Settings = MeanFlowSettings
     flow_map = True
     sampler = "flow-map"
+    any_steps = True
 
     def __init__(self, settings: MeanFlowSettings) -> None:
         super().__init__(settings)

@@ -105,6 +105,9 @@ class Derivatives:
             self._difference = True
             warnings.warn(f"derivatives are taken as differences: a layer has no forward mode ({reason})", stacklevel=2)
             return None
+        counter = getattr(field, "evaluations", None)
+        if counter is not None:
+            counter.rows += len(point[0])  # the tangent's pass, beside the value's
         return value, derivative
 
     @staticmethod

@@ -3,7 +3,8 @@
 The config is all that sampling needs besides the weights (for an adapter: besides those of its teacher, too):
 
     format, mfd_version, teacher (its settings), architecture, method, update, ema, identity (of the teacher),
-    student {steps, shift, sampler, grid, weights, lora {rank, alpha, targets} or null, first_time},
+    student {steps, shift, sampler, flow_map, any_steps, grid, weights, lora {rank, alpha, targets} or null,
+             first_time},
     data (its settings), recipe (complete),
     weights_sha256 (of the tensors), config_sha256 (of all this)
 

@@ -79,7 +79,7 @@ class Workshop:
             "ema": recipe.train.ema,
             "student": {
                 "steps": recipe.student.steps, "shift": recipe.student.shift, "sampler": self.method.sampler,
-                "flow_map": self.method.flow_map, "grid": grid.tolist(),
+                "flow_map": self.method.flow_map, "any_steps": self.method.any_steps, "grid": grid.tolist(),
                 "weights": recipe.student.weights, "lora": self._adapters(), "first_time": self.teacher.first_time,
             },
             "teacher": resolved["teacher"] | self.teacher.pinned(),

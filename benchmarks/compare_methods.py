@@ -1,0 +1,350 @@
+"""Distills one teacher with every method at an equal budget, over seeds, and compares the students.
+
+    python benchmarks/compare_methods.py digits --budget 180 [--unit seconds|evaluations] [--methods mfd dmd2 ...]
+                                         [--seeds 0 1 2] [--steps 1 2 4] [--num 10000] [--set key=value]...
+                                         [--output DIR] [--json PATH] [--plot PATH] [--quick]
+
+The budget is processor seconds of training, or network evaluations (forward passes, one per row). Each method is first
+run for some seconds to see what an update costs; its length follows from that. Its other settings come from
+benchmarks/tuning/<recipe>.yaml, which says for every method what was tuned. A method whose student is made for any
+number of steps is distilled once and judged at each; the others are distilled anew for each number of steps, at the
+same budget. Every run is a `mfd distill` of its own process. Students are judged here, on the same noise and
+conditions, at the end and at the checkpoints on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from workbench import check_targets, deliver, machine, options, run
+
+from mfd_cli import console
+from mfd_cli.config.load import load_recipe
+from mfd_cli.errors import MfdError
+from mfd_cli.inference.metrics import Measured, higher_is_better
+from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
+from mfd_cli.inference.sampler import load_data, load_student, load_teacher
+from mfd_cli.methods.registry import methods
+from mfd_cli.store.checkpoint import verify
+from mfd_cli.store.layout import RunFolder
+from mfd_cli.training.workshop import build
+
+TUNING = Path(__file__).parent / "tuning"
+_BATCH = 500
+#: checkpoints on the way at which students are judged, and the share of the samples they are judged by
+_POINTS, _SHARE = 6, 4
+#: processor seconds after which an update's cost is known, and updates that come before, as a warm-up
+_MEASURED, _WARM = 5.0, 2
+#: gap recovered whose cost is told
+_LEVELS = (0.5, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a student update costs, its auxiliary updates included.
+
+    Attributes:
+        seconds: processor seconds.
+        evaluations: forward passes of the whole batch's rows.
+    """
+
+    seconds: float
+    evaluations: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        method: name.
+        steps: what the student is made for.
+        seed: of the run.
+        overrides: of the recipe.
+        folder: the run's.
+    """
+
+    method: str
+    steps: int
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+
+def tuned(recipe: str, method: str) -> list[str]:
+    """Overrides of a recipe for a method, from the tuning file; empty where there is none."""
+    path = TUNING / f"{Path(recipe).stem}.yaml"
+    found = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    return [f"{key}={_text(value)}" for key, value in (found.get(method) or {}).items()]
+
+
+def _text(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def cost_of(recipe: str, overrides: Sequence[str], device: str, seconds: float) -> Cost:
+    """Measures updates of a recipe for so many processor seconds, in this process."""
+    workshop = build(load_recipe(recipe, overrides), device)
+    trainer = workshop.trainer()
+    for _ in range(_WARM * trainer.cycle):
+        trainer.step()
+    before, began, done = sum(trainer.snapshot().evaluations.values()), time.process_time(), 0
+    while done == 0 or time.process_time() - began < seconds:
+        for _ in range(trainer.cycle):
+            trainer.step()
+        done += 1
+    spent = time.process_time() - began
+    return Cost(spent / done, (sum(trainer.snapshot().evaluations.values()) - before) / done)
+
+
+def distill(job: Job, recipe: str) -> float:
+    """Runs `mfd distill`; returns the largest resident memory of its process in MB.
+
+    Raises:
+        MfdError: the command failed.
+    """
+    command = [sys.executable, "-m", "mfd_cli", "distill", recipe, "-o", str(job.folder)]
+    command += [part for text in (*job.overrides, f"seed={job.seed}") for part in ("--set", text)]
+    with tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            told.seek(0)
+            raise MfdError(f"`{' '.join(command[2:])}` ended with {process.returncode}: {told.read().strip()[-2000:]}")
+    return usage.ru_maxrss / 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Distills, judges, prints and writes; returns the report."""
+    args = _arguments(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = args.output or Path(temporary)
+        costs, jobs = {}, []
+        for method in args.methods:
+            costs[method], planned = _plan(args, method, root)
+            jobs += planned
+        teacher = _teacher(args)
+        rows = []
+        for number, job in enumerate(jobs, 1):
+            console.note(f"[{number}/{len(jobs)}] {job.method}, {job.steps} steps, seed {job.seed}")
+            memory = distill(job, args.recipe)
+            rows += _judged(job, memory, args, teacher)
+    report = {
+        "schema": 1, "recipe": args.recipe, "budget": args.budget, "unit": args.unit, "overrides": args.overrides,
+        "num": args.num, "seeds": args.seeds, **teacher["machine"],
+        "costs": {name: vars(cost) for name, cost in costs.items()},
+        "tuning": {name: tuned(args.recipe, name) for name in args.methods},
+        "teacher": {str(steps): _values(found) for steps, found in teacher["metrics"].items()},
+        "teacher_steps": teacher["own"], "rows": rows,
+    }  # fmt: skip
+    _print(report)
+    return deliver(report, args, lambda figure: _draw(figure, report))
+
+
+def _plan(args: Any, method: str, root: Path) -> tuple[Cost, list[Job]]:
+    """What an update of a method costs, and its runs."""
+    shared = [f"method.type={method}", *tuned(args.recipe, method), *args.overrides]
+    kind: Any = methods.get(method)
+    counts = [min(args.steps)] if kind.any_steps else args.steps
+    jobs, first = [], None
+    for steps in counts:
+        overrides = [*shared, f"student.steps={steps}"]
+        cost = cost_of(args.recipe, overrides, args.device, 0.1 if args.quick else _MEASURED)
+        first = first or cost
+        updates = max(2, round(args.budget / (cost.seconds if args.unit == "seconds" else cost.evaluations)))
+        if args.quick:
+            updates = 2
+        every = max(1, updates // _POINTS)
+        overrides += [
+            f"train.updates={updates}", f"log.checkpoint_every={every}", f"log.keep={_POINTS + 2}",
+            "log.preview_every=0", "evaluate.num=0",
+        ]  # fmt: skip
+        console.note(f"{method}, {steps} steps: {cost.seconds:.3g} s an update, {updates} updates")
+        for seed in args.seeds:
+            folder = root / f"{method}-{steps}-seed{seed}"
+            jobs.append(Job(method, steps, seed, tuple(overrides), folder))
+    assert first is not None, "--steps has at least one number"
+    return first, jobs
+
+
+def _teacher(args: Any) -> dict[str, Any]:
+    """The teacher's metrics at every number of steps that students are judged at, and at its own."""
+    sampler = load_teacher(args.recipe)
+    data = load_data(sampler.config, sampler.teacher)
+    judge = judge_of(data, args.num, 0)
+    counts = sorted({*args.steps, sampler.steps})
+    console.note(f"judging the teacher at {', '.join(map(str, counts))} steps")
+    metrics = {steps: judge.judge(sampler, steps=steps, batch_size=_BATCH) for steps in counts}
+    return {
+        "judge": judge, "rough_judge": judge_of(data, max(2, args.num // _SHARE), 1), "metrics": metrics,
+        "own": sampler.steps, "machine": machine(sampler),
+    }  # fmt: skip
+
+
+def _judged(job: Job, memory: float, args: Any, teacher: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each number of steps that the student is judged at."""
+    student, judge, run_folder = load_student(job.folder), teacher["judge"], RunFolder(job.folder)
+    torch.set_num_threads(run_folder.read_record()["threads"])
+    last = verify(_checkpoints(run_folder)[-1]).state["progress"]
+    rows = []
+    for steps in args.steps if student.any_steps else [job.steps]:
+        found = judge.judge(student, steps=steps, batch_size=_BATCH)
+        rows.append(
+            {"method": job.method, "steps": steps, "seed": job.seed, "metrics": _values(found),
+             "standard_errors": {name: figure.standard_error for name, figure in found.items()},
+             "gap_recovered": gap_recovered(teacher["metrics"][steps], found, teacher["metrics"][teacher["own"]]),
+             "seconds": last["seconds"], "evaluations": sum(last["evaluations"].values()), "peak_memory_mb": memory,
+             "curve": _curve(run_folder, steps, teacher["rough_judge"]) if steps == min(args.steps) else []}
+        )  # fmt: skip
+    return rows
+
+
+def _curve(run_folder: RunFolder, steps: int, judge: Judge) -> list[dict[str, Any]]:
+    """Metrics at the checkpoints on the way."""
+    points = []
+    for path in _checkpoints(run_folder):
+        progress = verify(path).state["progress"]
+        found = judge.judge(load_student(path), steps=steps, batch_size=_BATCH)
+        points.append(
+            {"seconds": progress["seconds"], "evaluations": sum(progress["evaluations"].values()),
+             "metrics": _values(found)}
+        )  # fmt: skip
+    return points
+
+
+def _checkpoints(run_folder: RunFolder) -> list[Path]:
+    return sorted(path for path in run_folder.checkpoints.iterdir() if path.name.startswith("update-"))
+
+
+def reached(report: dict[str, Any], row: dict[str, Any], name: str, level: float, unit: str) -> float | None:
+    """Seconds or evaluations at the first checkpoint whose gap recovered is at least `level`; None if none is."""
+    few, many = (report["teacher"][str(steps)][name] for steps in (row["steps"], report["teacher_steps"]))
+    for point in row["curve"]:
+        if few != many and (few - point["metrics"][name]) / (few - many) >= level:
+            return point[unit]
+    return None
+
+
+def _values(found: dict[str, Measured]) -> dict[str, float]:
+    return {name: figure.value for name, figure in found.items()}
+
+
+def _arguments(arguments: Sequence[str] | None) -> Any:
+    parser = options(__doc__)
+    parser.add_argument("recipe", nargs="?", default="digits", help="recipe file or name (default: digits)")
+    parser.add_argument("--methods", nargs="+", default=methods.names(), help="methods (default: all)")
+    parser.add_argument("--budget", type=float, default=180.0, help="what each run may cost")
+    parser.add_argument("--unit", choices=["seconds", "evaluations"], default="seconds", help="of the budget")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of distillation")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1], help="steps that students are judged at")
+    parser.add_argument("--num", type=int, default=10_000, help="samples that each model is judged by")
+    parser.add_argument("--output", type=Path, help="keep the runs in this folder (left out: they are removed)")
+    args = parser.parse_args(arguments)
+    check_targets(args)
+    unknown = sorted(set(args.methods) - set(methods.names()))
+    if unknown:
+        raise MfdError(f"--methods {', '.join(unknown)}", allowed=", ".join(methods.names()))
+    if args.quick:
+        args.num, args.seeds, args.steps = min(args.num, 300), args.seeds[:1], args.steps[:2]
+    return args
+
+
+def _groups(report: dict[str, Any]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """Rows of the same method and number of steps, one for each seed."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((row["steps"], row["method"]), []).append(row)
+    return dict(sorted(groups.items()))
+
+
+def _print(report: dict[str, Any]) -> None:
+    names = list(report["rows"][0]["metrics"])
+    title = (
+        f"{report['recipe']}: {report['budget']:g} {report['unit']} each, {len(report['seeds'])} seeds, "
+        f"{report['num']} samples; mean ± spread"
+    )
+    lines: list[list[object]] = [
+        ["teacher", steps, None, None, None, *(f"{metrics[name]:.4g}" for name in names)]
+        for steps, metrics in report["teacher"].items()
+    ]
+    lines += [
+        [method, steps, *(_spread([row[key] for row in rows]) for key in ("seconds", "evaluations", "peak_memory_mb")),
+         *(_spread([row["metrics"][name] for row in rows]) for name in names)]
+        for (steps, method), rows in _groups(report).items()
+    ]  # fmt: skip
+    console.table(title, ["model", "steps", "seconds", "evaluations", "peak MB", *names], lines)
+    gaps: list[list[object]] = [
+        [method, steps, *(_spread([row["gap_recovered"][name] for row in rows]) for name in names)]
+        for (steps, method), rows in _groups(report).items()
+    ]
+    console.table(f"gap recovered, teacher of {report['teacher_steps']} steps", ["method", "steps", *names], gaps)
+    main_metric = names[0]
+    for unit in ("seconds", "evaluations"):
+        found: list[list[object]] = [
+            [method, *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in _LEVELS)]
+            for (steps, method), rows in _groups(report).items()
+            if rows[0]["curve"]
+        ]
+        heads = [f"{level:.0%} of the gap" for level in _LEVELS]
+        console.table(f"{unit} to a given {main_metric}, by checkpoints", ["method", *heads], found)
+
+
+def _spread(values: Sequence[float | None]) -> str | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = statistics.mean(known)
+    return f"{mean:.4g}" if len(known) < 2 else f"{mean:.4g} ± {statistics.stdev(known):.2g}"
+
+
+def _first(values: Sequence[float | None]) -> str:
+    """Mean over seeds; says where some never got there."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not reached"
+    return f"{statistics.mean(known):.3g}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
+
+
+def _draw(figure: Figure, report: dict[str, Any]) -> None:
+    """Metrics by method, and the first of them over seconds."""
+    names, groups = list(report["rows"][0]["metrics"])[:3], _groups(report)
+    figure.set_size_inches(4 * (len(names) + 1), 3.6)
+    *bars, course = figure.subplots(1, len(names) + 1)
+    labels = [f"{method} ({steps})" for steps, method in groups]
+    for panel, name in zip(bars, names, strict=True):
+        values = [[row["metrics"][name] for row in rows] for rows in groups.values()]
+        panel.bar(labels, [statistics.mean(each) for each in values], color="0.8")
+        for place, each in enumerate(values):
+            panel.plot([place] * len(each), each, "k.", markersize=4)
+        panel.axhline(report["teacher"][str(report["teacher_steps"])][name], color="C0", linewidth=1)
+        panel.set_title(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)", fontsize=9)
+        panel.tick_params(axis="x", rotation=60, labelsize=7)
+    for number, ((_, method), rows) in enumerate(groups.items()):
+        for row in rows:
+            if row["curve"]:
+                course.plot(
+                    [point["seconds"] for point in row["curve"]], [point["metrics"][names[0]] for point in row["curve"]],
+                    color=f"C{number % 10}", linewidth=1, label=method if row is rows[0] else None,
+                )  # fmt: skip
+    if not higher_is_better(names[0]):
+        course.set_yscale("log")
+    course.set_xlabel("seconds of training", fontsize=8)
+    course.set_title(f"{names[0]} on the way", fontsize=9)
+    course.legend(fontsize=6)
+
+
+if __name__ == "__main__":
+    run(main)
