@@ -335,10 +335,10 @@ def _draw(figure: Figure, report: dict[str, Any]) -> None:
     for number, ((_, method), rows) in enumerate(groups.items()):
         for row in rows:
             if row["curve"]:
-                course.plot(
-                    [point["seconds"] for point in row["curve"]], [point["metrics"][names[0]] for point in row["curve"]],
-                    color=f"C{number % 10}", linewidth=1, label=method if row is rows[0] else None,
-                )  # fmt: skip
+                points = [(point["seconds"], point["metrics"][names[0]]) for point in row["curve"]]
+                seconds, values = zip(*points, strict=True)
+                label = method if row is rows[0] else None
+                course.plot(seconds, values, color=f"C{number % 10}", linewidth=1, label=label)
     if not higher_is_better(names[0]):
         course.set_yscale("log")
     course.set_xlabel("seconds of training", fontsize=8)

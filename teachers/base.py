@@ -51,6 +51,8 @@ class Teacher(ABC):
     first_time: ClassVar[float] = 0.0
     #: whether every layer of the network has the batch as its first axis, so that rows may use different adapters
     rows_first: ClassVar[bool] = False
+    #: recipe key that names the weights, for families that can load a weaker teacher's as well
+    weights_key: ClassVar[str | None] = None
     #: whether guidance is an input of the network, set by `settings.guidance`, instead of two evaluations of it
     guidance_embedded: bool = False
     #: samples that a picture shows, and samples computed at once, unless asked otherwise
@@ -63,6 +65,8 @@ class Teacher(ABC):
         self.architecture = dict(architecture)
         #: the frozen velocity network; None until `load`
         self.network: nn.Module | None = None
+        #: a weaker teacher's network, which guidance is against if there is one
+        self.weak: nn.Module | None = None
         #: gives held-out data, for families whose conditions are its items ("clip"); set when the data are loaded
         self.clips: Callable[[], Data] | None = None
 
@@ -75,6 +79,38 @@ class Teacher(ABC):
     @abstractmethod
     def load(cls, settings: Any) -> Teacher:
         """The teacher with its frozen weights. Raises TeacherError where they are missing or do not fit."""
+
+    @classmethod
+    def loaded(cls, settings: Any) -> Teacher:
+        """`load`, and the weaker teacher that `settings.weak` names.
+
+        Raises:
+            TeacherError: weights are missing or do not fit, or the family has no weaker teachers.
+        """
+        weaker = cls.weaker_settings(settings)
+        teacher = cls.load(settings)
+        if weaker is not None:
+            other = cls.load(weaker)
+            if other.sample_shape != teacher.sample_shape:
+                raise TeacherError(
+                    f"teacher.weak {settings.weak}: states {list(other.sample_shape)}",
+                    allowed=f"the teacher's: {list(teacher.sample_shape)}",
+                )
+            if teacher.guidance_embedded:
+                raise TeacherError("teacher.weak: this model takes guidance as an input, and has no other")
+            teacher.weak = other.network
+        return teacher
+
+    @classmethod
+    def weaker_settings(cls, settings: Any) -> Any:
+        """The settings that load the weaker teacher; None where the recipe names none. Raises TeacherError."""
+        if settings.weak is None:
+            return None
+        if cls.weights_key is None:
+            raise TeacherError(f"teacher.weak: a teacher of type '{settings.type}' has no weights to name")
+        if settings.guidance == 1:
+            raise TeacherError("teacher.weak without guidance has no effect", allowed="teacher.guidance above 1")
+        return settings.model_copy(update={cls.weights_key: settings.weak, "weak": None})
 
     @classmethod
     def random(cls, settings: Any) -> Teacher:
@@ -220,8 +256,9 @@ class Teacher(ABC):
     def to(self, device: torch.device | str) -> Teacher:
         """Moves the weights to a device; those that are there already stay where they are."""
         place = torch.device(device)
-        if self.network is not None and not all(_is_on(value, place) for value in self.network.state_dict().values()):
-            self.network.to(place)
+        for network in (self.network, self.weak):
+            if network is not None and not all(_is_on(value, place) for value in network.state_dict().values()):
+                network.to(place)
         return self
 
 

@@ -7,6 +7,11 @@ Classifier-free guidance with scale w (Ho and Salimans 2022, arXiv 2207.12598), 
 w = 1 is the conditional branch and w = 0 the unconditional one, exactly and at the cost of one evaluation; any other
 scale evaluates both branches in one call, the unconditional half first, and `Teacher.guide` puts them together.
 
+With a weaker teacher of the same kind (`Teacher.weak`) the scale is against that instead, both with the condition
+(autoguidance, Karras et al. 2024, arXiv 2406.02507; what Align Your Flow distills):
+
+    u_w(x, t | c) = u_weak(x, t | c) + w (u(x, t | c) - u_weak(x, t | c))
+
 A model that was distilled to be told w (`Teacher.guidance_embedded`) is evaluated once: w is an input, which
 `Teacher.velocity` sets to the recipe's `teacher.guidance` for every network. So a student of it starts as the guided
 teacher, and keeps being told the same number.
@@ -63,7 +68,8 @@ class VelocityField:
         self._condition, self._null = condition, _null
         self._pair: Condition | None = None
         self.evaluations = Evaluations() if evaluations is None else evaluations
-        if guidance != 1.0 and _null is None:
+        self._weak = teacher.weak if guidance != 1.0 and network is teacher.network else None
+        if guidance != 1.0 and _null is None and self._weak is None:
             self._null = teacher.null_condition(condition)
             if self._null is None:
                 raise TeacherError(
@@ -74,13 +80,17 @@ class VelocityField:
     @property
     def cost(self) -> int:
         """Forward passes per row of one evaluation: 2 when both branches are needed."""
-        return 1 if self._guidance in (0.0, 1.0) else 2
+        return 1 if self._guidance in (0.0, 1.0) and self._weak is None else 2
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity [B, ...] in at least float32. x: [B, ...]; t: float32 [B]."""
         if self.cost == 1:
             return self.outputs(self.teacher.velocity(self._network, *self.inputs(x, t)))
         self.evaluations.rows += 2 * x.shape[0]
+        if self._weak is not None:
+            both = (self.teacher.velocity(network, x, t, self._condition) for network in (self._weak, self._network))
+            weak, strong = map(_widen, both)
+            return self.teacher.guide(weak, strong, self._guidance)
         return self.outputs(self.teacher.branches(self._network, x, t, self._both()))
 
     def features(self, x: Tensor, t: Tensor) -> Tensor:
@@ -183,6 +193,8 @@ def _joined(fields: Sequence[Any]) -> Callable[[Sequence[Tensor], Tensor], list[
         return None
     first, second = fields
     beside = getattr(first._network, "beside", None)
+    if any(field._weak is not None for field in fields):
+        return None
     if beside is None or not first.teacher.rows_first or beside(second._network, 0) is None:
         return None
 

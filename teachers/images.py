@@ -47,6 +47,7 @@ class ImagesTeacher(Teacher):
     Settings = ImagesSettings
     Network = ImageNetwork
     condition_kind = "label"
+    weights_key = "weights"
 
     @classmethod
     def load(cls, settings: Any) -> ImagesTeacher:

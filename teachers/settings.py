@@ -23,6 +23,11 @@ class TeacherSettings(Settings):
     guidance: float = Field(
         1.0, ge=0, description="Classifier-free guidance scale of the teacher; 1 is none, else evaluations cost double."
     )
+    weak: str | None = Field(
+        None,
+        description="Weights of a weaker teacher of the same kind: guidance is then against it (autoguidance) "
+        "instead of against the unconditional branch.",
+    )
     steps: int = Field(
         10, ge=1, description="Euler steps of the teacher's own sampler, which the student is held against."
     )

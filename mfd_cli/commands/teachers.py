@@ -151,7 +151,7 @@ def _load(reference: str, overrides: Sequence[str]) -> tuple[Any, Any]:
             raise MfdError(
                 f"teacher '{reference}' needs settings that only a recipe can give", do="name a recipe instead"
             ) from error
-        teacher = cls.load(settings)
+        teacher = cls.loaded(settings)
         return teacher, source.load(data_settings, teacher)
     recipe: Any = load_recipe(reference, overrides).recipe
     teacher = teachers.get(recipe.teacher.type).load(recipe.teacher)  # type: ignore[attr-defined]

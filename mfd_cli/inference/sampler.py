@@ -222,7 +222,7 @@ def _adapted(config: dict[str, Any], device: str | torch.device) -> tuple[Teache
         MfdError: the teacher's weights are missing, or not those that the adapter was trained on.
     """
     adapter = build_adapter(config)
-    teacher = type(adapter).load(adapter.settings)
+    teacher = type(adapter).loaded(adapter.settings)
     if config["identity"] != teacher.identity():
         raise MfdError(
             f"the teacher's weights are not those that this adapter was trained on: {teacher.identity()}",
@@ -274,7 +274,7 @@ def load_teacher(
     blocks = _recipe_blocks(None if reference is None else str(reference))
     cls = teacher_registry.get(blocks["teacher"]["type"])
     settings = cls.Settings.model_validate(blocks["teacher"], strict=False)  # type: ignore[attr-defined]
-    sampler = teacher_sampler(cls.load(settings), device)  # type: ignore[attr-defined]
+    sampler = teacher_sampler(cls.loaded(settings), device)  # type: ignore[attr-defined]
     return replace(sampler, dtype=precision(dtype), config={"data": blocks["data"]} if "data" in blocks else {})
 
 

@@ -145,7 +145,7 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     if not random_weights:
         refuse_missing(recipe)
     method = methods.get(recipe.method.type)(recipe.method)
-    teacher = (family.random if random_weights else family.load)(recipe.teacher)
+    teacher = (family.random if random_weights else family.loaded)(recipe.teacher)
     data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
     batches = Batches(
         data, recipe.seed, recipe.train.batch_size, recipe.train.accumulation,
@@ -182,7 +182,10 @@ def refuse_missing(recipe: Any) -> None:
     missing = []
     for registry, block in ((teacher_registry, recipe.teacher), (data_registry, recipe.data)):
         try:
-            registry.get(block.type).check(block)  # type: ignore[attr-defined]
+            kind: Any = registry.get(block.type)
+            kind.check(block)
+            if registry is teacher_registry and (weaker := kind.weaker_settings(block)) is not None:
+                kind.check(weaker)
         except MfdError as error:
             missing.append(error)
     if len(missing) == 1:

@@ -53,6 +53,7 @@ class OccFMTeacher(Teacher):
 
     Settings = OccFMSettings
     condition_kind = "clip"
+    weights_key = "weights"
     sample_kind = "occupancy"
     lora_targets = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "to_qkv", "to_out")
     frames = FUTURE

@@ -53,6 +53,7 @@ class PipelineTeacher(PromptTeacher):
     """A text-conditioned flow model of diffusers."""
 
     Settings: ClassVar[type[TeacherSettings]] = PipelineSettings
+    weights_key = "model"
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v")
     shown = 4
     batch_size = 4

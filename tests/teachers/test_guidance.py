@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from teachers.base import Teacher
-from teachers.errors import TeacherError
-from teachers.guidance import Evaluations, VelocityField
+from teachers.digits import _ASSETS, DigitsSettings, DigitsTeacher
+from teachers.errors import MfdError, TeacherError
+from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
+from teachers.guidance import Evaluations, SideBySide, VelocityField
 from teachers.settings import TeacherSettings
+from teachers.weights import read_header, read_tensors
 
 
 class Linear(nn.Module):
@@ -150,3 +155,45 @@ def test_guidance_that_is_an_input_cannot_be_another():
     teacher = Embedded(TeacherSettings(type="linear", guidance=3.5), {})
     with pytest.raises(TeacherError, match=r"guidance 2 .* which is 3.5 here"):
         VelocityField(teacher, Linear(), CONDITION, 2.0)
+
+
+@pytest.fixture
+def weak_digits(tmp_path):
+    """The digits teacher's weights with a shifted output, as the file of a weaker teacher."""
+    source = _ASSETS / "teacher.safetensors"
+    weights = read_tensors(source)
+    weights["output.bias"] = weights["output.bias"] + 0.5
+    path = tmp_path / "weak.safetensors"
+    with safe_open(source, "pt") as file:
+        save_file(weights, path, metadata=file.metadata())
+    assert read_header(path) == read_header(source)
+    return path
+
+
+def test_guidance_is_against_a_weaker_teacher_where_there_is_one(weak_digits):
+    settings = DigitsSettings(type="digits", guidance=3.0, weak=str(weak_digits))
+    teacher = DigitsTeacher.loaded(settings)
+    x, t, condition = torch.randn(4, 1, 8, 8), torch.rand(4), {"label": torch.arange(4)}
+    with torch.no_grad():
+        strong = teacher.velocity(teacher.network, x, t, condition)
+        weak = teacher.velocity(teacher.weak, x, t, condition)
+        assert not torch.allclose(strong, weak, atol=1e-2)
+        field = VelocityField(teacher, teacher.network, condition, 3.0)
+        torch.testing.assert_close(field(x, t), weak + 3 * (strong - weak))
+        torch.testing.assert_close(field.rows(slice(1, 3))(x[1:3], t[1:3]), (weak + 3 * (strong - weak))[1:3])
+        assert field.cost == 2 and field.evaluations.rows == 12
+        # students and auxiliaries have no weaker selves
+        student = teacher.initial_network(0)
+        torch.testing.assert_close(VelocityField(teacher, student, condition)(x, t), strong)
+        beside = SideBySide(VelocityField(teacher, student, condition), field)
+        both = beside(torch.stack([x, x], dim=1), t)
+        torch.testing.assert_close(both[:, 1], weak + 3 * (strong - weak))
+
+
+def test_weaker_teachers_that_make_no_sense_are_refused(weak_digits):
+    with pytest.raises(TeacherError, match="without guidance has no effect"):
+        DigitsTeacher.loaded(DigitsSettings(type="digits", weak=str(weak_digits)))
+    with pytest.raises(TeacherError, match="has no weights to name"):
+        GaussianMixtureTeacher.loaded(GaussianMixtureSettings(type="gmm", weak="x"))
+    with pytest.raises(MfdError, match="no-such"):
+        DigitsTeacher.loaded(DigitsSettings(type="digits", guidance=2.0, weak="no-such.safetensors"))
