@@ -62,6 +62,11 @@ class LoadedRecipe:
     notes: list[str]
     kind: Kind = "distill"
 
+    @property
+    def teacherless(self) -> bool:
+        """Whether it is a distillation recipe whose student is trained from nothing."""
+        return self.kind == "distill" and self.resolved.get("network") is not None
+
 
 def load_recipe(reference: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """A distillation recipe.

@@ -51,7 +51,9 @@ def markdown() -> str:
             parts += [f"### `{block}: {{type: {name}}}`\n", _summary(registry.get(name)), _table(model, f"{block}.")]
     parts += [
         "## Recipes of `mfd teachers train`\n",
-        "`teacher` and `data` are as above; the other keys are these.\n",
+        "`teacher` and `data` are as above; the other keys are these. A `network` block may stand in a distillation recipe, "
+        "too.\n",
+        f"`network`: {schema.FROM_NOTHING}\n",
         _table(schema.TeacherRecipeBase, ""),
     ]
     return "\n".join(part for part in parts if part)
@@ -79,6 +81,7 @@ def json_schema() -> dict[str, Any]:
             ],
         }
     definitions["recipe"] = _with_blocks(schema.RecipeBase, "recipe", ["teacher", "method", "data"], definitions)
+    definitions["recipe"]["properties"]["network"] = {"type": ["object", "null"], "description": schema.FROM_NOTHING}
     definitions["teacher-recipe"] = _with_blocks(
         schema.TeacherRecipeBase, "teacher-recipe", ["teacher", "data"], definitions
     )

@@ -191,6 +191,13 @@ class TeacherRecipeBase(Strict):
     train: TeacherTraining = Field(description="Length and batch.")
 
 
+#: what a `network` block means in a distillation recipe
+FROM_NOTHING = (
+    "Sizes of a network that is trained from nothing, on data alone: no teacher's weights are read (methods that can do "
+    "without: meanflow). null: the student starts as the teacher."
+)
+
+
 def recipe_model(teacher: str | None, method: str | None, data: str | None) -> type[RecipeBase]:
     """The complete schema for a recipe with these three types.
 
@@ -201,6 +208,11 @@ def recipe_model(teacher: str | None, method: str | None, data: str | None) -> t
     """
     from mfd_cli.methods.registry import methods
 
+    more: dict[str, Any] = {}
+    if teacher is not None and method is not None and getattr(methods.get(method), "teacherless", False):
+        network = getattr(teacher_registry.get(teacher), "Network", None)
+        if network is not None:
+            more["network"] = (network | None, Field(None, description=FROM_NOTHING))
     optimizers = Optimizers if method is None or has_auxiliary(settings_of(methods, method)) else StudentOptimizer
     return create_model(
         "Recipe",
@@ -209,6 +221,7 @@ def recipe_model(teacher: str | None, method: str | None, data: str | None) -> t
         teacher=_block(teacher_registry, teacher, "The flow model to distill."),
         method=_block(methods, method, "The distillation method."),
         data=_block(data_registry, data, "Where conditions come from."),
+        **more,
     )
 
 

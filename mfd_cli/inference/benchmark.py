@@ -141,7 +141,7 @@ def report(
 
 
 def closing_report(
-    teacher: Sampler,
+    teacher: Sampler | None,
     student: Sampler,
     data: Data,
     *,

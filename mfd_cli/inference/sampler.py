@@ -272,6 +272,9 @@ def load_teacher(
         MfdError: neither; or the teacher's weights are missing.
     """
     blocks = _recipe_blocks(None if reference is None else str(reference))
+    recipe = blocks.get("recipe", blocks)
+    if "method" in recipe and recipe.get("network") is not None:
+        raise MfdError(f"{reference}: this student was trained from nothing, without a teacher")
     cls = teacher_registry.get(blocks["teacher"]["type"])
     settings = cls.Settings.model_validate(blocks["teacher"], strict=False)  # type: ignore[attr-defined]
     sampler = teacher_sampler(cls.loaded(settings), device)  # type: ignore[attr-defined]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from mfd_cli.samplers import SamplerName
 from mfd_cli.seeds import Stream
 from mfd_cli.solvers import integrate_grid
-from teachers.guidance import VelocityField
 from teachers.settings import Settings
 
 
@@ -46,7 +45,8 @@ class Batch:
         student: the student's velocity field, unguided, with gradient where the loop wants it; of a flow map the
             average velocity u(x, s, t).
         auxiliary: the auxiliary's velocity field, unguided; None for methods without one.
-        teacher: the teacher's velocity field, guided as the recipe says, never with gradient.
+        teacher: the teacher's velocity field, guided as the recipe says, never with gradient; None where a recipe has
+            no teacher.
         told: times that the student is told along `grid`; `grid` itself if None.
         one_step: whether the gradient flows through one step of several instead of the whole chain.
         data: real states X_1 [B, *shape], for methods that ask for them.
@@ -61,7 +61,7 @@ class Batch:
     grid: Tensor
     student: Any
     auxiliary: Any
-    teacher: VelocityField
+    teacher: Any
     told: Tensor | None = None
     one_step: bool = False
     data: Tensor | None = None
@@ -140,8 +140,16 @@ class Method(ABC):
     #: whether its students are made for any number of steps, whatever the recipe's
     any_steps: ClassVar[bool] = False
 
+    #: whether it can do without a teacher, which the recipe then says with a `network` block
+    teacherless: ClassVar[bool] = False
+
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether, with these settings, there must be a teacher."""
+        return True
 
     @property
     def aux_updates(self) -> int:

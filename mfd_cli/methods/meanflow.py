@@ -49,10 +49,16 @@ class MeanFlow(Method):
     flow_map = True
     sampler = "flow-map"
     any_steps = True
+    teacherless = True
 
     def __init__(self, settings: MeanFlowSettings) -> None:
         super().__init__(settings)
         self._derivatives = Derivatives(settings.derivative)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """For its velocity."""
+        return self.settings.velocity == "teacher"
 
     @property
     def needs_data(self) -> bool:

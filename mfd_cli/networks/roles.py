@@ -109,7 +109,7 @@ def build_roles(
     """Student and auxiliary, both starting as the teacher, with their optimizers.
 
     Args:
-        teacher: a loaded teacher, on the device.
+        teacher: a loaded teacher, on the device; or one without weights, for a student that is trained from nothing.
         student: the student's optimizer settings.
         auxiliary: the auxiliary's; None for a method without one.
         seed: the recipe's seed, for a start that has to be fitted and for adapters.
@@ -126,7 +126,7 @@ def build_roles(
     """
     place = None
     if lora is None:
-        first = teacher.initial_network(seed).to(device)
+        first = _start(teacher, seed).to(device)
         second = copy.deepcopy(first) if aux_updates else None
         if checkpointing:
             for network in (first, second):
@@ -152,6 +152,15 @@ def build_roles(
         None if second is None or auxiliary is None else build_role("aux", second, auxiliary, updates * aux_updates),
         AveragedNetwork(first, ema, place) if ema is not None else None,
     )
+
+
+def _start(teacher: Teacher, seed: int) -> nn.Module:
+    """The network that training begins with: the teacher's, or a fresh one where it has none."""
+    if teacher.network is not None:
+        return teacher.initial_network(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "start")[0] >> 1)
+        return teacher.build_network()
 
 
 def build_role(name: str, network: nn.Module, settings: OptimizerSettings, updates: int) -> Role:

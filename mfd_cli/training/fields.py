@@ -55,7 +55,6 @@ class Fields:
         """
         roles, teacher, counts = self._roles, self._teacher, self._counts
         random, condition = self._batches.part(step, part)
-        assert teacher.network is not None, "the teacher has no weights"
         # the role that learns is called through its wrapper, so that its gradients are shared between processes
         student = roles.student.wrapped if is_student else roles.student.network
         auxiliary, critic = (_network(role, bare=is_student) for role in (roles.auxiliary, roles.critic))
@@ -69,7 +68,9 @@ class Fields:
             auxiliary=None
             if auxiliary is None
             else VelocityField(teacher, auxiliary, condition, evaluations=counts["aux"]),
-            teacher=VelocityField(teacher, teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
+            teacher=None
+            if teacher.network is None
+            else VelocityField(teacher, teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
             data=self._batches.states(step, part) if self._method.needs_data else None,
             frozen=self._student(roles.student.network, condition),
             average=None if roles.average is None else self._student(roles.average.network, condition),

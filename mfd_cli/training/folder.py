@@ -124,8 +124,10 @@ def remove_run(run: RunFolder) -> None:
 
 def describe(recipe: Any) -> str:
     """One line about what will be done."""
+    alone = getattr(recipe, "network", None) is not None
+    source = f"from nothing, a network of {recipe.teacher.type}" if alone else f"on teacher {recipe.teacher.type}"
     followed = getattr(recipe.method, "aux_updates", 0)
     return (
-        f"{recipe.name}: {recipe.method.type} on teacher {recipe.teacher.type}, {recipe.train.updates} student updates "
+        f"{recipe.name}: {recipe.method.type} {source}, {recipe.train.updates} student updates "
         f"of {recipe.train.batch_size} samples" + (f", {followed} auxiliary updates each" if followed else "")
     )

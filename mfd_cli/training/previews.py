@@ -13,29 +13,31 @@ _POINTS = 2000
 
 
 def save_preview(
-    path: Path, teacher: Sampler, student: Sampler, data: Data, update: int, num: int | None = None
+    path: Path, teacher: Sampler | None, student: Sampler, data: Data, update: int, num: int | None = None
 ) -> None:
     """Draws teacher (its own steps and the student's) and student from the same noise.
 
     Args:
         path: PNG to write.
-        teacher: the teacher, guided and stepped as its settings say.
+        teacher: the teacher, guided and stepped as its settings say, if there is one.
         student: the student as it would be saved now.
         data: for the target's modes and, with points, its samples.
         update: student updates done, kept in the picture's metadata.
         num: samples shown; the family's choice if None.
     """
-    count = num or (_POINTS if teacher.teacher.sample_kind == "points" else teacher.teacher.shown)
+    family = student.teacher
+    count = num or (_POINTS if family.sample_kind == "points" else family.shown)
     target = None
-    if teacher.teacher.sample_kind == "points":
+    if family.sample_kind == "points":
         try:
             target = data.reference(count, _SEED)
         except TeacherError:
             target = None
     training = student.network.training
     student.network.eval()
+    shown = [] if teacher is None else [(teacher, teacher.steps), (teacher, student.steps)]
     picture = comparison(
-        [(teacher, teacher.steps), (teacher, student.steps), (student, student.steps)],
+        [*shown, (student, student.steps)],
         count=count, seed=_SEED, modes=data.modes(), target=target,
     )  # fmt: skip
     student.network.train(training)

@@ -22,7 +22,7 @@ def facts(workshop: Workshop) -> dict[str, Any]:
         "schema": 1,
         "recipe": workshop.recipe.name,
         "method": workshop.recipe.method.type,
-        "teacher": workshop.teacher.identity(),
+        "teacher": workshop.identity(),
         "versions": _versions(),
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,

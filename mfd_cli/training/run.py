@@ -28,7 +28,6 @@ from mfd_cli.training.signals import EXIT_CODES, StopRequest
 from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import Workshop, build
-from teachers.base import Teacher
 
 
 def distill(
@@ -80,7 +79,7 @@ class Session:
         self.run, self.workshop, self.reporter = plan.run, workshop, reporter
         progress = None
         if plan.checkpoint is not None:
-            _require_same_teacher(plan.run, workshop.teacher)
+            _require_same_teacher(plan.run, workshop.identity())
             progress = checkpoints.restore(plan.checkpoint, workshop.roles)
         self.trainer = workshop.trainer(progress)
         self.main = workshop.accelerator.is_main_process
@@ -296,11 +295,11 @@ def _prepare(workshop: Workshop, reporter: Reporter) -> None:
     accelerator.wait_for_everyone()
 
 
-def _require_same_teacher(run: RunFolder, teacher: Teacher) -> None:
+def _require_same_teacher(run: RunFolder, identity: dict[str, str]) -> None:
     """Raises MfdError if the teacher's weights are not those that a run began with."""
-    began = run.read_record().get("teacher", teacher.identity())
-    if began != teacher.identity():
+    began = run.read_record().get("teacher", identity)
+    if began != identity:
         raise MfdError(
-            f"{run.root}: the teacher has changed since the run began: {began} -> {teacher.identity()}",
+            f"{run.root}: the teacher has changed since the run began: {began} -> {identity}",
             do="put the teacher's weights back, or start anew with -o or --force",
         )

@@ -10,6 +10,7 @@ import torch
 from mfd_cli.errors import RunStopped
 from mfd_cli.inference.benchmark import device_name
 from mfd_cli.inference.memory import total_memory_mb
+from mfd_cli.methods.registry import methods
 from mfd_cli.store.files import human
 
 
@@ -17,7 +18,7 @@ def savings(recipe: Any) -> list[str]:
     """Settings that would save memory and are not used yet, the largest saving first."""
     train, student, teacher = recipe.train, recipe.student, recipe.teacher
     found = []
-    if student.weights == "full":
+    if student.weights == "full" and not getattr(methods.get(recipe.method.type), "flow_map", False):
         found.append("student.weights=lora: adapters on one frozen network instead of three networks with optimizers")
     if train.batch_size > train.accumulation:
         found.append(f"train.accumulation={train.batch_size}: the same batch in parts of one sample, slower")
@@ -29,8 +30,10 @@ def savings(recipe: Any) -> list[str]:
         found.append("teacher.dtype=bf16: half the memory for frozen weights")
     if train.precision == "fp32":
         found.append("train.precision=bf16: half the memory for most activations")
-    if "adamw8bit" not in (recipe.optim.student.type, recipe.optim.aux.type):
-        found.append("optim.student.type=adamw8bit and optim.aux.type=adamw8bit: a quarter of the optimizers' memory")
+    optimizers = [name for name in ("student", "aux") if hasattr(recipe.optim, name)]
+    if "adamw8bit" not in [getattr(recipe.optim, name).type for name in optimizers]:
+        keys = " and ".join(f"optim.{name}.type=adamw8bit" for name in optimizers)
+        found.append(f"{keys}: a quarter of the optimizers' memory")
     if student.adapters is not None and student.adapters.rank > 16:
         found.append(f"student.lora.rank={student.adapters.rank // 2}: half the memory for adapters and optimizers")
     if getattr(teacher, "resolution", None) is not None or hasattr(teacher, "vae_tiling"):

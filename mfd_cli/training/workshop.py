@@ -84,10 +84,14 @@ class Workshop:
             },
             "teacher": resolved["teacher"] | self.teacher.pinned(),
             "architecture": self.teacher.architecture,
-            "identity": self.teacher.identity(),
+            "identity": self.identity(),
             "data": resolved["data"],
             "recipe": resolved,
         }  # fmt: skip
+
+    def identity(self) -> dict[str, str]:
+        """What tells the teacher from others."""
+        return {"teacher": "none"} if self.loaded.teacherless else self.teacher.identity()
 
     def _adapters(self) -> dict[str, Any] | None:
         """The student's adapters with every default filled in; None for full weights."""
@@ -98,10 +102,10 @@ class Workshop:
             "rank": lora.rank, "alpha": lora.scale_alpha, "targets": lora.targets or list(self.teacher.lora_targets)
         }  # fmt: skip
 
-    def samplers(self) -> tuple[Sampler, Sampler]:
-        """The teacher, and the student as it would be saved now."""
+    def samplers(self) -> tuple[Sampler | None, Sampler]:
+        """The teacher, if there is one, and the student as it would be saved now."""
         device, student = self.accelerator.device, self.recipe.student
-        return teacher_sampler(self.teacher, device), Sampler(
+        return None if self.loaded.teacherless else teacher_sampler(self.teacher, device), Sampler(
             "student", self.teacher, self.roles.final(), student.steps, student.shift, device=device,
             first_time=self.teacher.first_time, kind=self.method.sampler,
         )  # fmt: skip
@@ -142,11 +146,16 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
         keep_freed_memory()
     family: Any = teacher_registry.get(recipe.teacher.type)
     source: Any = data_registry.get(recipe.data.type)
-    if not random_weights:
+    if not random_weights and not loaded.teacherless:
         refuse_missing(recipe)
     method = methods.get(recipe.method.type)(recipe.method)
-    teacher = (family.random if random_weights else family.loaded)(recipe.teacher)
-    data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
+    if loaded.teacherless:
+        _refuse_needing_a_teacher(recipe, method)
+        data = source.load(recipe.data, None)
+        teacher = family.untrained(recipe.teacher, recipe.network, data)
+    else:
+        teacher = (family.random if random_weights else family.loaded)(recipe.teacher)
+        data = (source.stand_in if random_weights else source.load)(recipe.data, teacher)
     batches = Batches(
         data, recipe.seed, recipe.train.batch_size, recipe.train.accumulation,
         accelerator.process_index, accelerator.num_processes, accelerator.device,
@@ -162,6 +171,14 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
     roles.critic = workshop.critic()
     return workshop
+
+
+def _refuse_needing_a_teacher(recipe: Any, method: Method) -> None:
+    if method.needs_teacher:
+        raise MfdError(
+            f"network: method {recipe.method.type} with these settings needs a teacher, and a network block means none",
+            allowed="no network block, or --set method.velocity=data",
+        )
 
 
 def _require_states(recipe: Any, data: Data) -> None:

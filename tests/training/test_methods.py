@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mfd_cli.commands.benchmark import benchmark
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import Interrupted, MfdError
-from mfd_cli.inference.sampler import load_student
+from mfd_cli.inference.sampler import load_student, load_teacher
 from mfd_cli.methods.registry import methods
 from mfd_cli.store.student import read_student
 from mfd_cli.training import run as story
+from mfd_cli.training.rehearsal import rehearse
 from mfd_cli.training.run import distill
 from mfd_cli.training.workshop import build
 
@@ -194,3 +196,69 @@ def test_keys_of_one_name_that_mean_something_else_are_left_out():
     loaded = load_recipe("toy", ["method.type=cd"])
     assert loaded.recipe.method.solver == "euler" and loaded.recipe.method.times.std == 1.6
     assert any("method.solver" in note and "something else" in note for note in loaded.notes)
+
+
+NOTHING = """
+name: nothing
+teacher: {type: digits}
+network: {width: 16, depth: 1, heads: 2}
+method: {type: meanflow, velocity: data}
+train: {updates: 3, batch_size: 8, threads: 1}
+data: {type: digits}
+log: {every: 1, preview_num: 2}
+evaluate: {num: 300}
+"""
+
+
+@pytest.fixture
+def nothing():
+    Path("nothing.yaml").write_text(NOTHING)
+    return "nothing.yaml"
+
+
+def test_from_nothing_no_teacher_is_read(nothing, monkeypatch):
+    monkeypatch.setattr("teachers.digits.DigitsTeacher.load", lambda *rest: pytest.fail("a teacher was loaded"))
+    folder = distill(nothing, output="runs/nothing")
+    assert load_student(folder.root).sample(3, steps=2).shape == (3, 1, 8, 8)
+    report = folder.read_report()
+    assert [row["model"] for row in report["rows"]] == ["student"] and report["speedup"] is None
+    assert json.loads(folder.record.read_text())["teacher"] == {"teacher": "none"}
+    assert json.loads(folder.record.read_text())["evaluations"]["teacher"] == 0
+    assert distill(nothing, output="runs/nothing", resume=True).root == folder.root
+    with pytest.raises(MfdError, match="trained from nothing"):
+        load_teacher(folder.root)
+    result = benchmark(str(folder.root), quality=True, num=300)
+    assert [row["model"] for row in result["rows"]] == ["student"]
+
+
+def test_from_nothing_begins_with_fresh_weights_that_the_seed_names(nothing):
+    one, again, other = (
+        build(load_recipe(nothing, [f"seed={seed}"]), "cpu").roles.student.network.state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(value, again[name]) for name, value in one.items())
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_what_needs_a_teacher_is_refused_without_one(nothing):
+    with pytest.raises(MfdError, match="needs a teacher"):
+        distill(nothing, output="runs/x", overrides=["method.velocity=teacher"])
+    Path("mfd.yaml").write_text(NOTHING.replace("{type: meanflow, velocity: data}", "{type: mfd}"))
+    with pytest.raises(MfdError, match="network: unknown key"):
+        load_recipe("mfd.yaml")
+    assert not Path("runs").exists()
+
+
+def test_a_rehearsal_without_a_teacher(nothing):
+    found = rehearse(load_recipe(nothing), "cpu")
+    assert [phase.name for phase in found.phases][-2:] == ["student update", "preview picture"]
+    assert {row[0]: row[1] for row in found.facts}["parameters, teacher (frozen)"].startswith("0 ")
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_a_rehearsal_of_every_method(method):
+    found = rehearse(load_recipe("tiny.yaml", settings(method)), "cpu")
+    names = [phase.name for phase in found.phases]
+    assert ("auxiliary update" in names) is (method not in ALONE) and "student update" in names
+    facts = {row[0]: row[1] for row in found.facts}
+    assert ("parameters, critic" in facts) is (method in CRITICS)
+    assert any("student.weights=lora" in text for text in found.advice) is (method not in MAPS)
