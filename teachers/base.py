@@ -182,6 +182,7 @@ class Teacher(ABC):
             TeacherError: the family names no such layer.
         """
         bare = getattr(network, "module", network)
+        bare = getattr(bare, "base", bare)  # an adapter's layers are those of the network it lies on
         layer = self.feature_layer(bare)
         if layer is None:
             raise TeacherError(

@@ -51,8 +51,8 @@ def markdown() -> str:
             parts += [f"### `{block}: {{type: {name}}}`\n", _summary(registry.get(name)), _table(model, f"{block}.")]
     parts += [
         "## Recipes of `mfd teachers train`\n",
-        "`teacher` and `data` are as above; the other keys are these. A `network` block may stand in a distillation recipe, "
-        "too.\n",
+        "`teacher` and `data` are as above; the other keys are these. A `network` block may stand in a distillation "
+        "recipe, too.\n",
         f"`network`: {schema.FROM_NOTHING}\n",
         _table(schema.TeacherRecipeBase, ""),
     ]

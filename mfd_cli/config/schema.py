@@ -193,8 +193,8 @@ class TeacherRecipeBase(Strict):
 
 #: what a `network` block means in a distillation recipe
 FROM_NOTHING = (
-    "Sizes of a network that is trained from nothing, on data alone: no teacher's weights are read (methods that can do "
-    "without: meanflow). null: the student starts as the teacher."
+    "Sizes of a network that is trained from nothing, on data alone: no teacher's weights are read (methods that can "
+    "do without: meanflow). null: the student starts as the teacher."
 )
 
 

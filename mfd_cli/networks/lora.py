@@ -117,6 +117,11 @@ class AdaptedNetwork(nn.Module):
             place.register_parameter(leaf, value)
 
     @property
+    def base(self) -> nn.Module:
+        """The network that the adapter lies on."""
+        return self._shared.base
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type that the base computes in; adapters stay float32."""
         return next(self._shared.base.parameters()).dtype

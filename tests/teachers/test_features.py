@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from mfd_cli.config.schema import Lora
+from mfd_cli.networks.roles import share_base
 from teachers.digits import DigitsSettings, DigitsTeacher
 from teachers.errors import TeacherError
 from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
@@ -53,3 +55,18 @@ def test_a_family_that_names_no_layer_says_so():
     teacher = Silent.load(GaussianMixtureSettings(type="gmm"))
     with pytest.raises(TeacherError, match="has no features"):
         teacher.features(teacher.build_network(), torch.randn(1, 2), torch.rand(1), {})
+
+
+def test_an_adapters_features_are_the_bases_under_it(tiny_sana):
+    sana = SanaTeacher.load(SanaTeacher.Settings(type="sana", model=str(tiny_sana)))
+    shared = share_base(sana, Lora(rank=2), ["student", "aux"])
+    x, t, condition = torch.randn(2, *sana.sample_shape), torch.rand(2), sana.encode(["a", "b"])
+    for value in shared.networks["aux"].parameters():
+        torch.nn.init.normal_(value)
+    with torch.no_grad():
+        plain, same, other = (
+            sana.features(network, x, t, condition)
+            for network in (sana.network, shared.networks["student"], shared.networks["aux"])
+        )
+    torch.testing.assert_close(plain, same)
+    assert not torch.allclose(plain, other, atol=1e-3)
