@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: steps of the additive recurrence by dimension: powers of the inverse of the root of x^(d + 1) = x + 1
+_RECURRENCES = {1: (0.6180339887498949,), 2: (0.7548776662466927, 0.5698402909980532)}
+
 _OUTPUTS_PER_COUNTER = 4  # Philox 4x64 gives four 64-bit numbers for one counter
 
 
@@ -56,6 +59,19 @@ class Stream:
         angle = low * np.float32(2.0**-32 * 2 * math.pi)
         both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
         return self._tensor(both[:, :elements], shape)
+
+    def even(self, purpose: str, dimensions: int) -> Tensor:
+        """Points spread evenly over the unit cube, each coordinate uniform on (0, 1), float32 [B, dimensions].
+
+        A lattice moved by a random vector that is new in every update; every part and process holds its own rows of
+        the same lattice. Up to 2 dimensions. Source: Roberts 2018, the additive recurrence R_d.
+        """
+        steps = _RECURRENCES[dimensions]
+        offsets = [self.shared(f"{purpose}.{axis}") for axis in range(dimensions)]
+        index = np.arange(self.first, self.first + self.count, dtype=np.float64)[:, None]
+        values = (np.array(offsets) + index * np.array(steps)) % 1.0
+        tiny = 2.0**-24
+        return self._tensor(values.clip(tiny, 1 - tiny).astype(np.float32), (dimensions,))
 
     def shared(self, purpose: str) -> float:
         """One uniform number on (0, 1) for the whole update, the same in every part and process."""

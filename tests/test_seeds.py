@@ -91,3 +91,27 @@ def test_order_does_not_depend_on_how_it_is_asked():
 
 def test_batches_across_the_border_of_epochs():
     assert torch.equal(order(0, 10, 8, 5), torch.cat([order(0, 10, 8, 2), order(0, 10, 10, 3)]))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_even_points_are_uniform_in_each_axis_and_fill_the_cube_better(dimensions):
+    even = Stream(0, 3, 0, 512).even("t", dimensions)
+    assert even.shape == (512, dimensions) and bool(((even > 0) & (even < 1)).all())
+    cells = 16 if dimensions == 1 else 4
+
+    def emptiest(points):
+        index = (points * cells).long().clamp(max=cells - 1)
+        flat = index[:, 0] if dimensions == 1 else index[:, 0] * cells + index[:, 1]
+        return int(torch.bincount(flat, minlength=cells**dimensions).min())
+
+    assert emptiest(even) >= 28  # 32 each on average
+    assert emptiest(Stream(0, 3, 0, 512).uniform("t", (dimensions,))) < 28
+    means = torch.stack([Stream(0, update, 0, 4).even("t", dimensions).mean(0) for update in range(3000)])
+    torch.testing.assert_close(means.mean(0), torch.full((dimensions,), 0.5), atol=0.01, rtol=0)
+
+
+def test_even_points_do_not_depend_on_how_a_batch_is_split():
+    whole = Stream(1, 2, 0, 8).even("t", 2)
+    parts = [Stream(1, 2, first, 4).even("t", 2) for first in (0, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(whole, Stream(1, 3, 0, 8).even("t", 2))

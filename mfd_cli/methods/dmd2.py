@@ -12,21 +12,13 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from mfd_cli.flow import interpolate
-from mfd_cli.methods import critics
+from mfd_cli.methods import adversarial
+from mfd_cli.methods.adversarial import Adversarial
 from mfd_cli.methods.base import AuxiliarySettings, Batch, Loss, Method
-from mfd_cli.methods.critics import CriticSettings
 from mfd_cli.methods.matching import flow_matching_on, surrogate_loss
 from mfd_cli.methods.predictions import Inputs, data_direction, middle_times, predict
-
-
-class Adversarial(CriticSettings):
-    """The adversarial term."""
-
-    weight: float = Field(3e-3, gt=0, description="w_g, its share of the student's loss (ImageNet's; SDXL 5e-3).")
-    critic_weight: float = Field(1e-2, gt=0, description="w_d, its share of the auxiliary's loss.")
 
 
 class Dmd2Settings(AuxiliarySettings):
@@ -60,43 +52,17 @@ class Dmd2(Method):
 
     def build_critic(self, example: Batch) -> nn.Module | None:
         """A critic of the auxiliary's features."""
-        wanted = self.settings.adversarial
-        if wanted is None:
-            return None
-        noise = example.random.normal("z", example.shape)
-        return critics.TokenCritic(
-            example.auxiliary.features(noise, example.random.uniform("t")).shape[-1], wanted.width
-        )
+        return adversarial.build(self.settings.adversarial, example)
 
     def auxiliary_loss(self, batch: Batch) -> Loss:
         """Flow matching on the student's predictions, and the critic's loss on noised ones and noised data."""
         with torch.no_grad():
             data = predict(batch, self.settings.inputs).data
-        loss = flow_matching_on(batch, data)
-        wanted = self.settings.adversarial
-        if wanted is None:
-            return loss
-        t = batch.random.uniform("critic.t")
-        fake, real = (_logits(batch, states, t) for states in (data, batch.real))
-        judged = critics.judging_loss(real, fake, "softplus").mean()
-        return Loss(
-            loss.value + wanted.critic_weight * judged, loss.value, loss.times, {"critic_loss": judged.detach()}
-        )
+        return adversarial.judged(self.settings.adversarial, batch, data, flow_matching_on(batch, data))
 
     def student_loss(self, batch: Batch) -> Loss:
         """The surrogate of D on X_1, and the adversarial term."""
         data = predict(batch, self.settings.inputs).data
         s = middle_times(batch, self.settings.margin)
         loss = surrogate_loss(data_direction(batch, data.detach(), s, self.settings.normalise), data, s)
-        wanted = self.settings.adversarial
-        if wanted is None:
-            return loss
-        fooled = critics.fooling_loss(_logits(batch, data, batch.random.uniform("critic.t")), "softplus").mean()
-        return Loss(loss.value + wanted.weight * fooled, loss.report, s, {"adversarial_loss": fooled.detach()})
-
-
-def _logits(batch: Batch, data: Tensor, t: Tensor) -> Tensor:
-    """The critic's logits [B] of states X_1 noised to times t."""
-    assert batch.critic is not None, "built by build_critic"
-    noised = interpolate(batch.random.normal("critic.x0", batch.shape), data, t)
-    return batch.critic(batch.auxiliary.features(noised, t))
+        return adversarial.fooled(self.settings.adversarial, batch, data, loss)

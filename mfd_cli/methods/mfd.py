@@ -9,17 +9,20 @@ The auxiliary v_phi follows the student by flow matching on its samples, `aux_up
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from mfd_cli.flow import interpolate
+from mfd_cli.flow import interpolate, per_row, time_grid
+from mfd_cli.methods import adversarial
+from mfd_cli.methods.adversarial import Adversarial
 from mfd_cli.methods.base import AuxiliarySettings, Batch, Loss, Method
-from mfd_cli.methods.matching import flow_matching_loss, surrogate_loss
+from mfd_cli.methods.matching import flow_matching_on, surrogate_loss
 from mfd_cli.methods.times import Times, intervals
-from mfd_cli.solvers import integrate
+from mfd_cli.solvers import integrate, integrate_grid
 from teachers.guidance import SideBySide
 from teachers.settings import Strict
 
@@ -44,11 +47,27 @@ class Solver(Strict):
         return self
 
 
+class Regression(Strict):
+    """A pull of G(z) towards the teacher's sample from the same z."""
+
+    weight: float = Field(0.1, gt=0, description="Its share of the student's loss.")
+    steps: int = Field(8, ge=1, description="Euler steps of the teacher's sample; each is an evaluation.")
+
+
 class MfdSettings(AuxiliarySettings):
     """Settings of `mfd`."""
 
     solver: Solver = Field(default=Solver(type="euler", step_size=0.02), description="Integration of the two fields.")
     times: Times = Field(default=Times(), description="How intervals are drawn.")
+    weight: Literal["paper", "early"] = Field(
+        "paper", description="early: directions are weighed by 1 - s, which counts starts near noise more."
+    )
+    regression: Regression | None = Field(
+        None, description="A pull towards the teacher's own samples from the same noise. The paper has none."
+    )
+    adversarial: Adversarial | None = Field(
+        None, description="DMD2's critic, which needs real samples. The paper has none."
+    )
 
 
 class MeanFlowDistillation(Method):
@@ -56,17 +75,44 @@ class MeanFlowDistillation(Method):
 
     Settings = MfdSettings
 
+    @property
+    def needs_data(self) -> bool:
+        """Real states, for a critic."""
+        return self.settings.adversarial is not None
+
+    def build_critic(self, example: Batch) -> nn.Module | None:
+        """A critic of the auxiliary's features, if the recipe wants one."""
+        return adversarial.build(self.settings.adversarial, example)
+
     def auxiliary_loss(self, batch: Batch) -> Loss:
-        """Flow matching on the student's samples."""
-        return flow_matching_loss(batch)
+        """Flow matching on the student's samples, and the critic's loss if there is one."""
+        with torch.no_grad():
+            data = batch.generate()
+        return adversarial.judged(self.settings.adversarial, batch, data, flow_matching_on(batch, data))
 
     def student_loss(self, batch: Batch) -> Loss:
-        """mean(sg[U_phi - U_teacher] * X_s); see the module's text."""
+        """mean(sg[U_phi - U_teacher] * X_s); see the module's text. Further terms as the recipe wants them."""
         data = batch.generate()
         noise = batch.random.normal("x0", batch.shape)
         s, t = intervals(batch.random, self.settings.times)
         x_s = interpolate(noise, data, s)
-        return surrogate_loss(self.direction(batch, x_s.detach(), s, t), x_s, torch.stack([s, t], dim=1))
+        direction = self.direction(batch, x_s.detach(), s, t)
+        if self.settings.weight == "early":
+            direction = per_row(1 - s, direction) * direction
+        loss = surrogate_loss(direction, x_s, torch.stack([s, t], dim=1))
+        return adversarial.fooled(self.settings.adversarial, batch, data, self._regressed(batch, data, loss))
+
+    def _regressed(self, batch: Batch, data: Tensor, loss: Loss) -> Loss:
+        """The loss with mean |G(z) - teacher's sample from z|^2 added, if the recipe wants it."""
+        wanted = self.settings.regression
+        if wanted is None:
+            return loss
+        with torch.no_grad():
+            grid = time_grid(wanted.steps, 1.0)
+            target = integrate_grid(batch.teacher, batch.random.normal("z", batch.shape), grid).end
+        value = (data - target).square().mean()
+        parts = {**loss.parts, "regression_loss": value.detach()}
+        return replace(loss, value=loss.value + wanted.weight * value, report=loss.shown, parts=parts)
 
     @torch.no_grad()
     def direction(self, batch: Batch, x_s: Tensor, s: Tensor, t: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ class Times(Strict):
     )
     mean: float = Field(0.4, description="Mean of the logit (logit-normal); above 0 is nearer to data.")
     std: float = Field(1.0, gt=0, description="Standard deviation of the logit (logit-normal).")
+    spread: Literal["random", "even"] = Field(
+        "random", description="even: the batch's pairs are spread evenly before they are sorted, each still uniform."
+    )
     min_interval: float = Field(
         0.0, ge=0, lt=1, description="Smallest t - s; also keeps s below 1 minus this. The paper's form is 0."
     )
@@ -65,6 +68,16 @@ def intervals(random: Stream, times: Times) -> tuple[Tensor, Tensor]:
 
 
 def _sorted_pair(random: Stream, times: Times, attempt: str) -> tuple[Tensor, Tensor]:
-    first = draw(random, f"s{attempt}", times.type, times.mean, times.std)
-    second = draw(random, f"t{attempt}", times.type, times.mean, times.std)
+    if times.spread == "even":
+        first, second = (_law(column, times) for column in random.even(f"st{attempt}", 2).unbind(1))
+    else:
+        first = draw(random, f"s{attempt}", times.type, times.mean, times.std)
+        second = draw(random, f"t{attempt}", times.type, times.mean, times.std)
     return torch.minimum(first, second), torch.maximum(first, second)
+
+
+def _law(uniform: Tensor, times: Times) -> Tensor:
+    """Uniform numbers [B] as numbers of the law that `times` names."""
+    if times.type == "uniform":
+        return uniform
+    return torch.sigmoid(times.mean + times.std * torch.special.ndtri(uniform))

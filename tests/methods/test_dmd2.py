@@ -6,10 +6,12 @@ from torch import nn
 
 from mfd_cli.flow import time_grid
 from mfd_cli.methods import critics
+from mfd_cli.methods.adversarial import Adversarial
 from mfd_cli.methods.base import Batch
 from mfd_cli.methods.critics import TokenCritic
-from mfd_cli.methods.dmd2 import Adversarial, Dmd2
+from mfd_cli.methods.dmd2 import Dmd2
 from mfd_cli.methods.features import StateFeatures, features
+from mfd_cli.methods.mfd import MeanFlowDistillation
 from mfd_cli.methods.predictions import data_direction, middle_times, predict
 from mfd_cli.methods.senseflow import FeatureCritic, Guidance, SenseFlow
 from mfd_cli.seeds import Stream
@@ -84,7 +86,11 @@ def test_losses_move_their_own_role_alone(world, build, kind, settings, steps):
 
 @pytest.mark.parametrize(
     ("kind", "critic"),
-    [(Dmd2, Adversarial(weight=10.0)), (SenseFlow, FeatureCritic(weight=10.0, omega="one"))],
+    [
+        (Dmd2, Adversarial(weight=10.0)),
+        (MeanFlowDistillation, Adversarial(weight=10.0)),
+        (SenseFlow, FeatureCritic(weight=10.0, omega="one")),
+    ],
 )
 def test_the_critic_tells_apart_and_the_student_fools_it(world, build, kind, critic):
     """Student and auxiliary agree with the teacher, so that the critic alone moves the student: to the real mean."""

@@ -6,7 +6,7 @@ import torch
 from mfd_cli.flow import interpolate
 from mfd_cli.methods.diff_instruct import DiffInstruct, StartTimes
 from mfd_cli.methods.matching import surrogate_loss
-from mfd_cli.methods.mfd import MeanFlowDistillation, Solver
+from mfd_cli.methods.mfd import MeanFlowDistillation, Regression, Solver
 from mfd_cli.methods.registry import methods
 from mfd_cli.methods.times import Times, intervals
 from mfd_cli.solvers import integrate
@@ -194,3 +194,34 @@ def test_a_solver_needs_exactly_one_length(bad):
 
 def test_shipped_methods_are_registered():
     assert methods.get("mfd") is MeanFlowDistillation and methods.get("diff-instruct") is DiffInstruct
+
+
+def test_early_weights_are_one_minus_the_start(world, build):
+    exact = world(1.0, 0.5)
+    batch = exact.batch(64)
+    paper, early = (build(MeanFlowDistillation, weight=weight) for weight in ("paper", "early"))
+    s, t = intervals(batch.random, paper.settings.times)
+    noise, data = batch.random.normal("x0", (1,)), batch.generate()
+    x_s = interpolate(noise, data, s)
+    expected = ((1 - s[:, None]) * paper.direction(batch, x_s.detach(), s, t) * x_s).mean()
+    torch.testing.assert_close(early.student_loss(batch).value, expected)
+    assert float(paper.student_loss(batch).value.detach()) != pytest.approx(float(expected.detach()))
+
+
+def test_regression_pulls_towards_the_teachers_own_sample(world, build):
+    """Where the auxiliary equals the teacher, the pull alone is left; it vanishes at the teacher's Euler map."""
+    exact = world(0.0, 1.0, 1.0)
+    batch = exact.batch(256)
+    method = build(MeanFlowDistillation, regression=Regression(weight=2.0, steps=1))
+    loss = method.student_loss(batch)
+    z = batch.random.normal("z", (1,))
+    target = z + exact.teacher(z, torch.zeros(256))
+    torch.testing.assert_close(loss.parts["regression_loss"], (z - target).square().mean().detach())
+    loss.value.backward()
+    torch.testing.assert_close(
+        exact.student.deviation.grad, (2 * 2 * (z - target) * z).mean().detach(), rtol=1e-3, atol=1e-4
+    )
+    assert exact.gradients() == {"student.mean", "student.deviation"}
+    plain = build(MeanFlowDistillation).student_loss(batch)
+    torch.testing.assert_close(loss.shown, plain.shown)
+    assert not plain.parts

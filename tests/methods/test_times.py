@@ -84,3 +84,19 @@ def test_starts_of_diff_instruct():
     assert same_law(starts(max_start=0.5) * 2, stats.uniform().cdf)
     assert same_law(starts(type="logit-normal").logit(), stats.norm(1.2, 1.2).cdf)
     assert torch.equal(starts(type="sorted-pair"), drawn()[0]), "the starts of MFD on the same seed"
+
+
+@pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
+def test_even_intervals_have_the_law_of_random_ones(kind):
+    found = {}
+    for spread in ("random", "even"):
+        times = Times(type=kind, spread=spread, mean=0.4, std=1.0, min_interval=0.05)
+        pairs = [torch.stack(intervals(Stream(0, update, 0, 256), times)) for update in range(200)]
+        found[spread] = torch.cat(pairs, dim=1)
+        assert bool((found[spread][1] - found[spread][0] >= 0.05 - 1e-6).all())
+        found[spread + " means"] = torch.stack([pair.mean(dim=1) for pair in pairs])
+    for share in (0.1, 0.5, 0.9):
+        torch.testing.assert_close(
+            found["even"].quantile(share, dim=1), found["random"].quantile(share, dim=1), atol=0.01, rtol=0
+        )
+    assert bool((found["even means"].std(0) < 0.75 * found["random means"].std(0)).all())
