@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from mfd_cli.commands.benchmark import benchmark
+from mfd_cli.commands.export import export
+from mfd_cli.commands.sample import sample
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import Interrupted, MfdError
+from mfd_cli.inference import pipeline_exports
 from mfd_cli.inference.sampler import load_student, load_teacher
 from mfd_cli.methods.registry import methods
 from mfd_cli.store.student import read_student
@@ -262,3 +265,22 @@ def test_a_rehearsal_of_every_method(method):
     facts = {row[0]: row[1] for row in found.facts}
     assert ("parameters, critic" in facts) is (method in CRITICS)
     assert any("student.weights=lora" in text for text in found.advice) is (method not in MAPS)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("meanflow", 2), ("cd", 2)])
+def test_an_exported_student_samples_alike_in_a_process_of_its_own(method, steps, capsys):
+    folder = run(method, "runs/exported", f"student.steps={steps}")
+    (done,) = export(str(folder.root))
+    assert "equal bit for bit" in capsys.readouterr().out
+    one, two = (load_student(path).sample(6, steps=3, seed=2) for path in (folder.root, done.file))
+    assert torch.equal(one, two)
+    found = pipeline_exports.refusal("--diffusers", load_student(folder.root))
+    assert found is not None and ("flow map" if method == "meanflow" else "renoises") in found.found
+
+
+def test_steps_that_a_student_is_not_made_for_are_warned_of(capsys):
+    run("mfd", "runs/fixed")
+    run("ayf", "runs/any")
+    for name, warned in (("fixed", True), ("any", False)):
+        sample(f"runs/{name}", steps=3, num=2, output=Path(f"{name}.npz"))
+        assert ("made for 1 step" in capsys.readouterr().err) is warned
