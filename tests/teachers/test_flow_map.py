@@ -1,11 +1,13 @@
 """Velocity networks as flow maps: where they start, what they learn, what they carry."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
+from mfd_cli.methods.trajectories import Derivatives, DerivativeSettings
 from teachers.digits import DigitsSettings, DigitsTeacher
 from teachers.errors import TeacherError
 from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
@@ -112,3 +114,27 @@ def test_a_layer_without_width_is_refused():
     network = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
     with pytest.raises(ValueError, match="holds no linear layer"):
         FlowMapNetwork(network, "1")
+
+
+def test_forward_mode_goes_through_every_family(case):
+    """Attention, norms and convolutions that are installed have forward mode; a difference says the same."""
+    teacher, network, condition = case
+    torch.manual_seed(0)
+    field_of = teacher.flow_map(network)
+    with torch.no_grad():
+        field_of.length[-1].weight.normal_(std=0.1)
+    field = AverageVelocityField(teacher, field_of, condition)
+    x, v = torch.randn(2, 2, *teacher.sample_shape)
+    s, t = times(0.2, 0.5), times(0.6, 0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        forward = Derivatives(DerivativeSettings(type="auto"))
+        value, change = forward.along_start(field, x, s, t, v)
+        _, ending = forward.along_end(field, x, s, t)
+    difference = Derivatives(DerivativeSettings(type="difference", step=2e-4))
+    same, nearly = difference.along_start(field, x, s, t, v)
+    _, nearly_ending = difference.along_end(field, x, s, t)
+    torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-4)
+    for found, expected in ((change, nearly), (ending, nearly_ending)):
+        error = float((found - expected).norm() / expected.norm())
+        assert error < 0.05, error
