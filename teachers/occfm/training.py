@@ -19,8 +19,10 @@ from teachers.occfm.classes import CLASSES
 from teachers.occfm.compressor import Compressor
 from teachers.settings import Strict
 
-#: weight of the divergence; with 1 the loss were the evidence bound. Enough that the decoder bears some noise
-_DIVERGENCE = 0.01
+#: the divergence's weight rises geometrically from this share of it: whole from the start, it empties most channels
+_FIRST_DIVERGENCE = 0.01
+#: share of the updates after which its weight is whole
+_RISE = 0.6
 #: class weights are frequencies to this power, so that rare classes are worth learning
 _RARITY = -0.25
 #: largest norm of a gradient
@@ -46,6 +48,9 @@ class CompressorNetwork(Strict):
     updates: int = Field(3000, ge=1, description="Updates of the compressor.")
     batch_size: int = Field(16, ge=1, description="Frames per update.")
     lr: float = Field(2.0e-3, gt=0, description="Learning rate at the start; it falls to 0 along a cosine.")
+    divergence: float = Field(
+        1.0, gt=0, description="Weight of the latents' divergence from N(0, 1); more of it bears more noise in latents."
+    )
 
 
 class OccFMNetwork(Strict):
@@ -94,7 +99,8 @@ def train_compressor(
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _pace(update, settings.updates)
         labels = frames(_drawn(count, settings.batch_size, generator))
-        loss = compressor_loss(compressor, labels, weights, generator)
+        divergence = settings.divergence * _warmth(update, settings.updates)
+        loss = compressor_loss(compressor, labels, weights, divergence, generator)
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"the compressor's loss is {loss.item()} at update {update}")
         loss.backward()
@@ -106,22 +112,25 @@ def train_compressor(
     return rescaled(compressor, survey, deviation)
 
 
-def compressor_loss(compressor: Compressor, labels: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Weighted cross-entropy of every voxel, and the divergence of the latents.
+def compressor_loss(
+    compressor: Compressor, labels: Tensor, weights: Tensor, divergence: float, generator: torch.Generator
+) -> Tensor:
+    """Weighted cross-entropy of every voxel, and the divergence of the latents; with weights of 1, the evidence bound.
 
     Args:
         compressor: the network.
         labels: uint8 [B, S, S, 16].
         weights: of the classes, [18].
+        divergence: weight of the divergence.
         generator: of the latents' noise.
     """
     mean, log_variance = compressor.moments(labels)
     log_variance = log_variance.clamp(-20, 10)
     noise = torch.randn(mean.shape, generator=generator)
     logits = compressor.similarity(mean + torch.exp(log_variance / 2) * noise)
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / labels.numel()
+    distance = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / labels.numel()
     target = labels.permute(0, 3, 1, 2).long()
-    return functional.cross_entropy(logits.transpose(1, 2), target, weights) + _DIVERGENCE * divergence
+    return functional.cross_entropy(logits.transpose(1, 2), target, weights) + divergence * distance
 
 
 def class_weights(labels: Tensor) -> Tensor:
@@ -137,8 +146,10 @@ def rescaled(compressor: Compressor, labels: Tensor, deviation: float) -> Compre
 
     The last convolution of the encoder and the first of the decoder take up the factor, so that nothing else changes.
     """
-    seen = torch.cat([compressor.moments(part)[0] for part in labels.split(32)])
-    factor = deviation / float(seen.std())
+    means_seen, log_variances = (
+        torch.cat(parts) for parts in zip(*(compressor.moments(part) for part in labels.split(32)), strict=True)
+    )
+    factor = deviation / math.sqrt(float(means_seen.var() + log_variances.exp().mean()))
     means, last = compressor.latent_shape[0], compressor.encoder.conv_out
     last.weight[:means].mul_(factor)
     if last.bias is not None:
@@ -164,6 +175,11 @@ def transition_sizes(settings: OccFMNetwork, latent_shape: Sequence[int], trajec
         "kernel": settings.kernel, "head_width": settings.head_width, "temporal_heads": settings.heads,
         "spatial_heads": settings.heads,
     }  # fmt: skip
+
+
+def _warmth(update: int, updates: int) -> float:
+    """Share of the divergence's weight; see Sonderby et al. 2016, arXiv 1602.02282, on latents that fall empty."""
+    return _FIRST_DIVERGENCE ** max(0.0, 1 - update / (_RISE * updates))
 
 
 def _drawn(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ from teachers.occfm.training import (
     CompressorNetwork,
     OccFMNetwork,
     _pace,
+    _warmth,
     class_weights,
     compressor_loss,
     compressor_sizes,
@@ -54,7 +55,7 @@ def test_class_weights_are_powers_of_frequencies_that_are_one_on_average():
 def test_the_loss_is_the_weighted_cross_entropy_and_a_divergence():
     compressor, weights = small().eval(), torch.linspace(0.5, 2, 18)
     with torch.no_grad():
-        found = compressor_loss(compressor, LABELS, weights, drawn())
+        found = compressor_loss(compressor, LABELS, weights, 0.3, drawn())
         mean, log_variance = (part.double() for part in compressor.moments(LABELS))
         noise = torch.randn(mean.shape, generator=drawn())
         logits = compressor.similarity((mean + (log_variance / 2).exp() * noise).float()).double()
@@ -68,7 +69,7 @@ def test_the_loss_is_the_weighted_cross_entropy_and_a_divergence():
     divergence = torch.distributions.kl_divergence(
         torch.distributions.Normal(mean, variance.sqrt()), torch.distributions.Normal(0.0, 1.0)
     ).sum()
-    expected = entropy / total + training._DIVERGENCE * divergence / LABELS.numel()
+    expected = entropy / total + 0.3 * divergence / LABELS.numel()
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -77,7 +78,7 @@ def test_the_loss_falls_on_one_batch_and_reaches_every_tensor():
     optimizer = torch.optim.Adam([value for value in compressor.parameters() if value.requires_grad], lr=3e-3)
     losses = []
     for _ in range(3):
-        loss = compressor_loss(compressor, LABELS[:1], weights, drawn())
+        loss = compressor_loss(compressor, LABELS[:1], weights, 0.01, drawn())
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.item())
@@ -94,8 +95,9 @@ def test_latents_get_the_deviation_asked_for_and_decode_to_the_same(deviation):
     with torch.no_grad():
         mean, log_variance = after.moments(LABELS)
         old_mean, old_log_variance = before.moments(LABELS)
-        factor = deviation / float(old_mean.std())
-        assert float(mean.std()) == pytest.approx(deviation, rel=1e-4)
+        drawn_variance = float(old_mean.var() + old_log_variance.exp().mean())  # of latents as the network sees them
+        factor = deviation / math.sqrt(drawn_variance)
+        assert float(mean.var() + log_variance.exp().mean()) == pytest.approx(deviation**2, rel=1e-4)
         assert torch.allclose(mean, old_mean * factor, rtol=1e-4, atol=1e-6)
         assert torch.allclose(log_variance, old_log_variance + 2 * math.log(factor), atol=1e-4)
         logits, old_logits = (each.similarity(each.encode(LABELS, noise)) for each in (after, before))
@@ -133,6 +135,12 @@ def test_the_pace_warms_up_and_falls_to_nothing():
     assert paces[100] == pytest.approx(0.5) and 0 < paces[-1] < 1e-3 and max(paces) <= 1
     assert all(later <= earlier for earlier, later in pairwise(paces[10:]))
     assert _pace(0, 1) == 1.0
+
+
+def test_the_divergence_comes_in_slowly():
+    shares = [_warmth(update, 1000) for update in range(1000)]
+    assert shares[0] == pytest.approx(0.01) and shares[300] == pytest.approx(0.1)
+    assert shares[600:] == [1.0] * 400 and all(later >= earlier for earlier, later in pairwise(shares))
 
 
 def test_sizes_are_those_that_the_tensors_tell():
