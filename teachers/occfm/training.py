@@ -19,9 +19,9 @@ from teachers.occfm.classes import CLASSES
 from teachers.occfm.compressor import Compressor
 from teachers.settings import Strict
 
-#: the divergence's weight rises geometrically from this share of it: whole from the start, it empties most channels
+#: a larger weight of the divergence rises geometrically from this one: there from the start, it empties most channels
 _FIRST_DIVERGENCE = 0.01
-#: share of the updates after which its weight is whole
+#: share of the updates after which it is reached
 _RISE = 0.6
 #: class weights are frequencies to this power, so that rare classes are worth learning
 _RARITY = -0.25
@@ -49,7 +49,10 @@ class CompressorNetwork(Strict):
     batch_size: int = Field(16, ge=1, description="Frames per update.")
     lr: float = Field(2.0e-3, gt=0, description="Learning rate at the start; it falls to 0 along a cosine.")
     divergence: float = Field(
-        1.0, gt=0, description="Weight of the latents' divergence from N(0, 1); more of it bears more noise in latents."
+        0.01,
+        gt=0,
+        description="Weight of the latents' divergence from N(0, 1). With more, latents are noisier and the decoder "
+        "bears it: a mean of forecasts then decodes well, so that steps bring less.",
     )
 
 
@@ -99,7 +102,7 @@ def train_compressor(
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _pace(update, settings.updates)
         labels = frames(_drawn(count, settings.batch_size, generator))
-        divergence = settings.divergence * _warmth(update, settings.updates)
+        divergence = _divergence(settings.divergence, update, settings.updates)
         loss = compressor_loss(compressor, labels, weights, divergence, generator)
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"the compressor's loss is {loss.item()} at update {update}")
@@ -177,9 +180,10 @@ def transition_sizes(settings: OccFMNetwork, latent_shape: Sequence[int], trajec
     }  # fmt: skip
 
 
-def _warmth(update: int, updates: int) -> float:
-    """Share of the divergence's weight; see Sonderby et al. 2016, arXiv 1602.02282, on latents that fall empty."""
-    return _FIRST_DIVERGENCE ** max(0.0, 1 - update / (_RISE * updates))
+def _divergence(last: float, update: int, updates: int) -> float:
+    """Weight of the divergence; see Sonderby et al. 2016, arXiv 1602.02282, on latents that fall empty."""
+    first = min(last, _FIRST_DIVERGENCE)
+    return first * (last / first) ** min(1.0, update / (_RISE * updates))
 
 
 def _drawn(count: int, size: int, generator: torch.Generator) -> Tensor:

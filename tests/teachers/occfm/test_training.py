@@ -16,8 +16,8 @@ from teachers.occfm.driving import DrivingData, DrivingSettings, TinySettings, T
 from teachers.occfm.training import (
     CompressorNetwork,
     OccFMNetwork,
+    _divergence,
     _pace,
-    _warmth,
     class_weights,
     compressor_loss,
     compressor_sizes,
@@ -137,10 +137,12 @@ def test_the_pace_warms_up_and_falls_to_nothing():
     assert _pace(0, 1) == 1.0
 
 
-def test_the_divergence_comes_in_slowly():
-    shares = [_warmth(update, 1000) for update in range(1000)]
-    assert shares[0] == pytest.approx(0.01) and shares[300] == pytest.approx(0.1)
-    assert shares[600:] == [1.0] * 400 and all(later >= earlier for earlier, later in pairwise(shares))
+def test_a_large_divergence_comes_in_slowly():
+    weights = [_divergence(1.0, update, 1000) for update in range(1000)]
+    assert weights[0] == pytest.approx(0.01) and weights[300] == pytest.approx(0.1)
+    assert weights[600:] == pytest.approx([1.0] * 400)
+    assert all(later >= earlier for earlier, later in pairwise(weights))
+    assert {_divergence(0.003, update, 1000) for update in range(1000)} == {0.003}
 
 
 def test_sizes_are_those_that_the_tensors_tell():
