@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mfd_cli import completion
+from mfd_cli.methods.registry import methods
 from mfd_cli.store.layout import RunFolder
 
 
@@ -24,7 +25,8 @@ def test_recipes_teachers_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_settings_name_methods_and_every_fixed_key() -> None:
-    assert completion.settings("method.type=") == ["method.type=diff-instruct", "method.type=mfd"]
+    assert completion.settings("method.type=") == [f"method.type={name}" for name in methods.names()]
+    assert completion.settings("method.type=df") == [] and completion.settings("method.type=dm") == ["method.type=dmd2"]
     assert completion.settings("optim.student.l") == ["optim.student.lr="]
     assert "train.batch_size=" in completion.settings("train.")
 

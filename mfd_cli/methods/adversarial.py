@@ -6,6 +6,7 @@ uniform times, and the critic reads the auxiliary network's features of them, fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from pydantic import Field
@@ -24,12 +25,12 @@ class Adversarial(CriticSettings):
     critic_weight: float = Field(1e-2, gt=0, description="w_d, its share of the auxiliary's loss.")
 
 
-def build(wanted: Adversarial | None, example: Batch) -> nn.Module | None:
+def build(wanted: Adversarial | None, example: Callable[[], Batch]) -> nn.Module | None:
     """A critic of the auxiliary's features; None where no term is wanted."""
     if wanted is None:
         return None
-    noise = example.random.normal("z", example.shape)
-    features = example.auxiliary.features(noise, example.random.uniform("t"))
+    batch = example()
+    features = batch.auxiliary.features(batch.random.normal("z", batch.shape), batch.random.uniform("t"))
     return critics.TokenCritic(features.shape[-1], wanted.width)
 
 

@@ -161,11 +161,11 @@ class Method(ABC):
         """Whether batches must hold real states."""
         return False
 
-    def build_critic(self, example: Batch) -> nn.Module | None:
+    def build_critic(self, example: Callable[[], Batch]) -> nn.Module | None:
         """A network from features [B, N, C] to logits [B], trained with the auxiliary; None for methods without one.
 
         Args:
-            example: a batch, for the width of what it is to judge.
+            example: gives a batch, for the width of what it is to judge.
         """
         return None
 

@@ -10,6 +10,8 @@ whole batch, on states that it comes to itself (backward simulation, without gra
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import nn
@@ -50,7 +52,7 @@ class Dmd2(Method):
         """Real states, where the critic or the inputs ask for them."""
         return self.settings.adversarial is not None or self.settings.inputs != "simulated"
 
-    def build_critic(self, example: Batch) -> nn.Module | None:
+    def build_critic(self, example: Callable[[], Batch]) -> nn.Module | None:
         """A critic of the auxiliary's features."""
         return adversarial.build(self.settings.adversarial, example)
 

@@ -9,6 +9,7 @@ The auxiliary v_phi follows the student by flow matching on its samples, `aux_up
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -80,7 +81,7 @@ class MeanFlowDistillation(Method):
         """Real states, for a critic."""
         return self.settings.adversarial is not None
 
-    def build_critic(self, example: Batch) -> nn.Module | None:
+    def build_critic(self, example: Callable[[], Batch]) -> nn.Module | None:
         """A critic of the auxiliary's features, if the recipe wants one."""
         return adversarial.build(self.settings.adversarial, example)
 

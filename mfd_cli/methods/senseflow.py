@@ -9,7 +9,7 @@ VFM   a hinge critic of features of finished samples, weighed by omega = s_k^2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -86,12 +86,13 @@ class SenseFlow(Method):
         """Real states, where the critic or the inputs ask for them."""
         return self.settings.adversarial is not None or self.settings.inputs != "simulated"
 
-    def build_critic(self, example: Batch) -> nn.Module | None:
+    def build_critic(self, example: Callable[[], Batch]) -> nn.Module | None:
         """A critic of an extractor's features."""
         wanted = self.settings.adversarial
         if wanted is None:
             return None
-        return critics.TokenCritic(self._features(example, example.real).shape[-1], wanted.width)
+        batch = example()
+        return critics.TokenCritic(self._features(batch, batch.real).shape[-1], wanted.width)
 
     def auxiliary_loss(self, batch: Batch) -> Loss:
         """Flow matching on the student's predictions at logit-normal times, and the critic's hinge loss."""

@@ -57,7 +57,7 @@ class Workshop:
         fields = Fields(recipe, method, self.teacher, self.roles, alone, counts)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, "critic")[0] >> 1)
-            critic = method.build_critic(fields.batch(0, 0, is_student=True, update=0))
+            critic = method.build_critic(lambda: fields.batch(0, 0, is_student=True, update=0))
         if critic is None:
             return None
         updates = recipe.train.updates * method.aux_updates

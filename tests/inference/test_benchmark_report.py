@@ -52,7 +52,7 @@ def test_a_student_that_is_the_teacher_in_few_steps_recovers_nothing(teacher, da
 
 def test_a_student_that_is_the_teacher_in_all_steps_recovers_everything(teacher, data):
     same = _student(teacher, 2)
-    same.generate = lambda noise, condition, steps=None: teacher.generate(noise, condition, steps=20)  # type: ignore[method-assign]
+    same.generate = lambda noise, condition, steps=None, fresh=None: teacher.generate(noise, condition, steps=20)  # type: ignore[method-assign]
     rows = contestants(teacher, [Contestant(same, 2)])
     found = report(rows, data, Effort(fps=False, num=300), reference=Reference(data, 300, 0))
     assert found["gap_recovered"]["frechet"] == pytest.approx(1, abs=1e-6)

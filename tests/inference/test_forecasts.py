@@ -86,7 +86,7 @@ class Answers(Sampler):
         super().__init__("student", Family.load(TeacherSettings(type="family")), nn.Identity(), 1)
         self.answers, self.asked = answers, []
 
-    def generate(self, noise, condition, *, steps=None, guidance=None):
+    def generate(self, noise, condition, *, steps=None, guidance=None, fresh=None):
         self.asked.append((condition["clip"].tolist(), steps))
         return condition["clip"]
 

@@ -98,7 +98,7 @@ def test_the_critic_tells_apart_and_the_student_fools_it(world, build, kind, cri
     method = build(kind, adversarial=critic, **({"guide": None} if kind is SenseFlow else {}))
     assert method.needs_data
     torch.manual_seed(0)
-    network = method.build_critic(batch_of(exact, 1))
+    network = method.build_critic(lambda: batch_of(exact, 1))
     assert isinstance(network, TokenCritic)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for update in range(60):
@@ -116,7 +116,7 @@ def test_the_critic_tells_apart_and_the_student_fools_it(world, build, kind, cri
 
 def test_the_critic_of_noised_states_learns_through_the_auxiliarys_features(world, build):
     exact, method = world(), build(Dmd2)
-    network = method.build_critic(batch_of(exact, 1))
+    network = method.build_critic(lambda: batch_of(exact, 1))
     method.auxiliary_loss(batch_of(exact, 16, critic=network)).value.backward()
     assert exact.auxiliary.scale.grad is not None and all(value.grad is not None for value in network.parameters())
     assert exact.student.mean.grad is None
@@ -220,7 +220,7 @@ def test_the_weight_of_a_one_step_students_critic(world, build):
     exact = world()
     for omega, silent in (("square", True), ("one", False)):
         method = build(SenseFlow, adversarial=FeatureCritic(omega=omega), guide=None)
-        network = method.build_critic(batch_of(exact, 1))
+        network = method.build_critic(lambda: batch_of(exact, 1))
         loss = method.student_loss(batch_of(exact, 16, critic=network))
         assert (float(loss.parts["adversarial_loss"]) == 0) is silent
 

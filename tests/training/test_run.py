@@ -116,7 +116,7 @@ def gradients(settings: list[str], step: int) -> list[torch.Tensor]:
     method = methods.get(recipe.method.type)(recipe.method)
     trainer = Trainer(recipe, method, workshop.teacher, workshop.roles, workshop.batches, workshop.accelerator)
     role = workshop.roles.student if step % trainer.cycle == trainer.cycle - 1 else workshop.roles.auxiliary
-    loss = trainer._gradient(step, role, role is workshop.roles.student)
+    loss = trainer._gradient(step, [role], role is workshop.roles.student)
     return [loss.value, loss.report, *(value.grad for value in role.network.parameters())]  # type: ignore[list-item]
 
 
