@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mfd_cli.flow import interpolate, per_row
-from mfd_cli.methods.base import Batch, Loss, Method, MethodSettings
+from mfd_cli.methods.base import Batch, Loss, MethodSettings
 from mfd_cli.methods.times import draw
-from mfd_cli.methods.trajectories import Derivatives, DerivativeSettings, TangentSettings, step_towards
+from mfd_cli.methods.trajectories import DerivativeSettings, TangentSettings, TrajectoryMethod, step_towards
 from teachers.settings import Strict
 
 
@@ -42,22 +42,12 @@ class AyfSettings(MethodSettings):
     derivative: DerivativeSettings = Field(default=DerivativeSettings(), description="How derivatives are computed.")
 
 
-class AlignYourFlow(Method):
+class AlignYourFlow(TrajectoryMethod):
     """The student as a flow map."""
 
     Settings = AyfSettings
     flow_map = True
     sampler = "flow-map"
-    any_steps = True
-
-    def __init__(self, settings: AyfSettings) -> None:
-        super().__init__(settings)
-        self._derivatives = Derivatives(settings.derivative)
-
-    @property
-    def needs_data(self) -> bool:
-        """Real states, whose noised versions are where the map is learned."""
-        return True
 
     def student_loss(self, batch: Batch) -> Loss:
         """A step against the normalised direction g."""

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mfd_cli.flow import interpolate, per_row, predicted_data, time_grid
-from mfd_cli.methods.base import Batch, Loss, Method, MethodSettings
+from mfd_cli.methods.base import Batch, Loss, MethodSettings
 from mfd_cli.methods.times import draw
-from mfd_cli.methods.trajectories import Derivatives, DerivativeSettings, TangentSettings, step_towards
+from mfd_cli.methods.trajectories import DerivativeSettings, TangentSettings, TrajectoryMethod, step_towards
 from teachers.settings import Strict
 
 
@@ -62,21 +62,11 @@ class ConsistencySettings(MethodSettings):
     derivative: DerivativeSettings = Field(default=DerivativeSettings(), description="How dv/ds is computed.")
 
 
-class ConsistencyDistillation(Method):
+class ConsistencyDistillation(TrajectoryMethod):
     """The student as a consistency function."""
 
     Settings = ConsistencySettings
     sampler = "renoise"
-    any_steps = True
-
-    def __init__(self, settings: ConsistencySettings) -> None:
-        super().__init__(settings)
-        self._derivatives = Derivatives(settings.derivative)
-
-    @property
-    def needs_data(self) -> bool:
-        """Real states, whose noised versions are where trajectories are entered."""
-        return True
 
     def student_loss(self, batch: Batch) -> Loss:
         """The discrete or the continuous form."""

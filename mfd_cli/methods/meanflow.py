@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 
 from mfd_cli.flow import interpolate, per_row
-from mfd_cli.methods.base import Batch, Loss, Method, MethodSettings
+from mfd_cli.methods.base import Batch, Loss, MethodSettings
 from mfd_cli.methods.times import Times, intervals
-from mfd_cli.methods.trajectories import Derivatives, DerivativeSettings
+from mfd_cli.methods.trajectories import DerivativeSettings, TrajectoryMethod
 
 
 class MeanFlowTimes(Times):
@@ -42,28 +42,18 @@ class MeanFlowSettings(MethodSettings):
     derivative: DerivativeSettings = Field(default=DerivativeSettings(), description="How du/ds is computed.")
 
 
-class MeanFlow(Method):
+class MeanFlow(TrajectoryMethod):
     """The student as an average velocity."""
 
     Settings = MeanFlowSettings
     flow_map = True
     sampler = "flow-map"
-    any_steps = True
     teacherless = True
-
-    def __init__(self, settings: MeanFlowSettings) -> None:
-        super().__init__(settings)
-        self._derivatives = Derivatives(settings.derivative)
 
     @property
     def needs_teacher(self) -> bool:
         """For its velocity."""
         return self.settings.velocity == "teacher"
-
-    @property
-    def needs_data(self) -> bool:
-        """Real states, whose noised versions are where the map is learned."""
-        return True
 
     def student_loss(self, batch: Batch) -> Loss:
         """Weighted squared error of the identity; reported without the weight, per element."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import per_row
-from mfd_cli.methods.base import Loss
+from mfd_cli.methods.base import Loss, Method
 from teachers.settings import Strict
 
 
@@ -115,6 +115,24 @@ class Derivatives:
         """(high - low) / length; 0 where the interval is empty."""
         wide = per_row(length, high)
         return torch.where(wide > 0, (high - low) / wide.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+
+class TrajectoryMethod(Method):
+    """Methods whose student learns along the teacher's trajectories, entered at noised real states.
+
+    Such students are made for any number of steps. Settings have a block `derivative`.
+    """
+
+    any_steps = True
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self._derivatives = Derivatives(settings.derivative)
+
+    @property
+    def needs_data(self) -> bool:
+        """Always."""
+        return True
 
 
 def norm(value: Tensor) -> Tensor:
