@@ -186,8 +186,9 @@ class Teacher(ABC):
         layer = self.feature_layer(bare)
         if layer is None:
             raise TeacherError(
-                f"a teacher of type '{self.settings.type}' has no features: its adapter names no feature_layer",
-                do="turn the method's adversarial term off, or give the adapter a feature_layer",
+                f"{type(bare).__name__} of a teacher of type '{self.settings.type}' has no features: the adapter names "
+                "no feature_layer of it",
+                do="judge something else, turn the method's adversarial term off, or give the adapter a feature_layer",
             )
         seen: list[Any] = []
         handle = bare.get_submodule(layer).register_forward_hook(lambda _, __, output: seen.append(output))

@@ -156,9 +156,9 @@ class GaussianMixtureTeacher(Teacher):
         """The first layer, which sees point and time; what is added to it is as good as a further input."""
         return "layers.0"
 
-    def feature_layer(self, network: nn.Module) -> str:
-        """The last hidden layer."""
-        return f"layers.{2 * self.architecture['depth'] - 1}"
+    def feature_layer(self, network: nn.Module) -> str | None:
+        """The last hidden layer of a perceptron; the exact field has none."""
+        return None if isinstance(network, MixtureField) else f"layers.{2 * self.architecture['depth'] - 1}"
 
     def identity(self) -> dict[str, str]:
         """Hash of the mixture."""

@@ -57,6 +57,12 @@ def test_a_family_that_names_no_layer_says_so():
         teacher.features(teacher.build_network(), torch.randn(1, 2), torch.rand(1), {})
 
 
+def test_an_exact_field_has_no_features():
+    teacher = GaussianMixtureTeacher.load(GaussianMixtureSettings(type="gmm"))
+    with pytest.raises(TeacherError, match="MixtureField of a teacher of type 'gmm' has no features"):
+        teacher.features(teacher.network, torch.randn(1, 2), torch.rand(1), {})
+
+
 def test_an_adapters_features_are_the_bases_under_it(tiny_sana):
     sana = SanaTeacher.load(SanaTeacher.Settings(type="sana", model=str(tiny_sana)))
     shared = share_base(sana, Lora(rank=2), ["student", "aux"])
