@@ -67,6 +67,7 @@ class Teacher(ABC):
         self.network: nn.Module | None = None
         #: a weaker teacher's network, which guidance is against if there is one
         self.weak: nn.Module | None = None
+        self._weak_identity: dict[str, str] = {}
         #: gives held-out data, for families whose conditions are its items ("clip"); set when the data are loaded
         self.clips: Callable[[], Data] | None = None
 
@@ -99,6 +100,7 @@ class Teacher(ABC):
             if teacher.guidance_embedded:
                 raise TeacherError("teacher.weak: this model takes guidance as an input, and has no other")
             teacher.weak = other.network
+            teacher._weak_identity = {f"weak_{name}": value for name, value in other.identity().items()}
         return teacher
 
     @classmethod
@@ -250,6 +252,10 @@ class Teacher(ABC):
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """What distinguishes this teacher from another (content hash, revision): kept in every run."""
+
+    def whole_identity(self) -> dict[str, str]:
+        """`identity`, and under names that begin with "weak_" that of the weaker teacher, if there is one."""
+        return self.identity() | self._weak_identity
 
     def pinned(self) -> dict[str, Any]:
         """Settings with which `load` brings these very weights again, such as a resolved revision."""

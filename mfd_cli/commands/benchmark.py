@@ -108,7 +108,7 @@ def _teacher(path: str, student: Sampler, device: str, dtype: str, required: boo
         notes.append(f"the teacher is left out: {error.found}")
         console.warn(notes[-1])
         return None
-    if student.config.get("identity") not in (None, teacher.teacher.identity()):
+    if student.config.get("identity") not in (None, teacher.teacher.whole_identity()):
         notes.append("the teacher's weights here are not those that the student was distilled from")
         console.warn(notes[-1])
     return teacher

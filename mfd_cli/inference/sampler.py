@@ -223,9 +223,9 @@ def _adapted(config: dict[str, Any], device: str | torch.device) -> tuple[Teache
     """
     adapter = build_adapter(config)
     teacher = type(adapter).loaded(adapter.settings)
-    if config["identity"] != teacher.identity():
+    if config["identity"] != teacher.whole_identity():
         raise MfdError(
-            f"the teacher's weights are not those that this adapter was trained on: {teacher.identity()}",
+            f"the teacher's weights are not those that this adapter was trained on: {teacher.whole_identity()}",
             allowed=str(config["identity"]),
             do="put those weights back: an adapter is worth nothing on others",
         )

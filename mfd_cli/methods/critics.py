@@ -1,4 +1,4 @@
-"""What adversarial terms share: a critic of features, its two losses, and the states that it judges."""
+"""What adversarial terms share: a critic of features, and the two losses."""
 
 from __future__ import annotations
 

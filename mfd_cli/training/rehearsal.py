@@ -185,7 +185,7 @@ def _measure_data(result: Rehearsal, workshop: Workshop, random_weights: bool) -
 def _forewarn(result: Rehearsal, workshop: Workshop) -> None:
     """Says so before updates are run that will take minutes, by the time of a single evaluation."""
     _, condition = workshop.batches.part(0, 0)
-    network = workshop.teacher.network or workshop.roles.student.network
+    network = workshop.roles.student.network if workshop.teacher.network is None else workshop.teacher.network
     velocity = VelocityField(workshop.teacher, network, rows(condition, slice(0, 1)))  # type: ignore[arg-type]
     device, batch = workshop.accelerator.device, workshop.recipe.train.batch_size
     x, t = torch.zeros(1, *workshop.teacher.sample_shape, device=device), torch.zeros(1, device=device)
@@ -244,7 +244,7 @@ def _measure_preview(result: Rehearsal, workshop: Workshop) -> None:
         rows = [(teacher, teacher.steps), (teacher, student.steps), *rows]
     slow = max(phase.seconds for phase in result.phases[1:]) > _SLOW
     with _measured(result, "preview picture", _previews(workshop.recipe), workshop.accelerator.device):
-        for sampler, steps in rows[-1:] if slow else rows:
+        for sampler, steps in rows[-2:][:1] if slow else rows:
             sampler.sample(1 if slow else _shown(workshop), steps=1 if slow else steps)
     workshop.teacher.rest()
     if slow:
@@ -255,7 +255,9 @@ def _facts(workshop: Workshop, result: Rehearsal) -> list[list[Any]]:
     roles, device = workshop.roles, workshop.accelerator.device
     network = workshop.teacher.network
     # adapters lie inside the teacher's network, but are not its own
-    frozen = [value for name, value in network.named_parameters() if ".lora_" not in name] if network else []
+    frozen = (
+        [value for name, value in network.named_parameters() if ".lora_" not in name] if network is not None else []
+    )
     names = {"aux": "auxiliary"}
     trained = {names.get(role.name, role.name): role.network for role in roles.trained()}
     trained |= {"averaged student": roles.average.network} if roles.average is not None else {}

@@ -48,11 +48,8 @@ class Workshop:
 
     def critic(self) -> Role | None:
         """The method's critic with its optimizer, which is set as the auxiliary's; None if it has none."""
-        recipe, method, alone = (
-            self.recipe,
-            self.method,
-            replace(self.batches, batch_size=1, parts=1, process=0, processes=1),
-        )
+        recipe, method = self.recipe, self.method
+        alone = replace(self.batches, batch_size=1, parts=1, process=0, processes=1)
         counts = {name: Evaluations() for name in ("student", "aux", "teacher")}
         fields = Fields(recipe, method, self.teacher, self.roles, alone, counts)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -91,7 +88,7 @@ class Workshop:
 
     def identity(self) -> dict[str, str]:
         """What tells the teacher from others."""
-        return {"teacher": "none"} if self.loaded.teacherless else self.teacher.identity()
+        return {"teacher": "none"} if self.loaded.teacherless else self.teacher.whole_identity()
 
     def _adapters(self) -> dict[str, Any] | None:
         """The student's adapters with every default filled in; None for full weights."""

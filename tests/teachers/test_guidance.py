@@ -9,6 +9,7 @@ from torch import nn
 from teachers.base import Teacher
 from teachers.digits import _ASSETS, DigitsSettings, DigitsTeacher
 from teachers.errors import MfdError, TeacherError
+from teachers.files import sha256
 from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
 from teachers.guidance import Evaluations, SideBySide, VelocityField
 from teachers.settings import TeacherSettings
@@ -173,6 +174,9 @@ def weak_digits(tmp_path):
 def test_guidance_is_against_a_weaker_teacher_where_there_is_one(weak_digits):
     settings = DigitsSettings(type="digits", guidance=3.0, weak=str(weak_digits))
     teacher = DigitsTeacher.loaded(settings)
+    plain = DigitsTeacher.loaded(DigitsSettings(type="digits")).whole_identity()
+    assert plain == teacher.identity()
+    assert teacher.whole_identity() == plain | {"weak_weights_sha256": sha256(weak_digits)}
     x, t, condition = torch.randn(4, 1, 8, 8), torch.rand(4), {"label": torch.arange(4)}
     with torch.no_grad():
         strong = teacher.velocity(teacher.network, x, t, condition)
