@@ -9,7 +9,8 @@ run for some seconds to see what an update costs; its length follows from that. 
 benchmarks/tuning/<recipe>.yaml, which says for every method what was tuned. A method whose student is made for any
 number of steps is distilled once and judged at each; the others are distilled anew for each number of steps, at the
 same budget. Every run is a `mfd distill` of its own process. Students are judged here, on the same noise and
-conditions, at the end and at the checkpoints on the way.
+conditions, at the end and at the checkpoints on the way; the noise of their gradients (benchmarks/gradient_noise.py) is
+measured halfway.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 import yaml
+from gradient_noise import gradient_noise
 from matplotlib.figure import Figure
 from workbench import check_targets, deliver, machine, options, run
 
@@ -47,6 +49,8 @@ _BATCH = 500
 _POINTS, _SHARE = 6, 4
 #: processor seconds after which an update's cost is known, and updates that come before, as a warm-up
 _MEASURED, _WARM = 5.0, 2
+#: minibatches that the noise of a gradient is taken from
+_MINIBATCHES = 32
 #: gap recovered whose cost is told
 _LEVELS = (0.5, 0.8, 0.9)
 
@@ -199,6 +203,9 @@ def _judged(job: Job, memory: float, args: Any, teacher: dict[str, Any]) -> list
     student, judge, run_folder = load_student(job.folder), teacher["judge"], RunFolder(job.folder)
     torch.set_num_threads(run_folder.read_record()["threads"])
     last = verify(_checkpoints(run_folder)[-1]).state["progress"]
+    checkpoints = _checkpoints(run_folder)
+    halfway, count = checkpoints[(len(checkpoints) - 1) // 2], 3 if args.quick else _MINIBATCHES
+    noise = vars(gradient_noise(run_folder, halfway, count, args.device))
     rows = []
     for steps in args.steps if student.any_steps else [job.steps]:
         found = judge.judge(student, steps=steps, batch_size=_BATCH)
@@ -207,6 +214,7 @@ def _judged(job: Job, memory: float, args: Any, teacher: dict[str, Any]) -> list
              "standard_errors": {name: figure.standard_error for name, figure in found.items()},
              "gap_recovered": gap_recovered(teacher["metrics"][steps], found, teacher["metrics"][teacher["own"]]),
              "seconds": last["seconds"], "evaluations": sum(last["evaluations"].values()), "peak_memory_mb": memory,
+             "gradient_noise": noise,
              "curve": _curve(run_folder, steps, teacher["rough_judge"]) if steps == min(args.steps) else []}
         )  # fmt: skip
     return rows
@@ -277,15 +285,16 @@ def _print(report: dict[str, Any]) -> None:
         f"{report['num']} samples; mean ± spread"
     )
     lines: list[list[object]] = [
-        ["teacher", steps, None, None, None, *(f"{metrics[name]:.4g}" for name in names)]
+        ["teacher", steps, None, None, None, None, *(f"{metrics[name]:.4g}" for name in names)]
         for steps, metrics in report["teacher"].items()
     ]
     lines += [
         [method, steps, *(_spread([row[key] for row in rows]) for key in ("seconds", "evaluations", "peak_memory_mb")),
+         _spread([row["gradient_noise"]["value"] for row in rows]),
          *(_spread([row["metrics"][name] for row in rows]) for name in names)]
         for (steps, method), rows in _groups(report).items()
     ]  # fmt: skip
-    console.table(title, ["model", "steps", "seconds", "evaluations", "peak MB", *names], lines)
+    console.table(title, ["model", "steps", "seconds", "evaluations", "peak MB", "NSR", *names], lines)
     gaps: list[list[object]] = [
         [method, steps, *(_spread([row["gap_recovered"][name] for row in rows]) for name in names)]
         for (steps, method), rows in _groups(report).items()

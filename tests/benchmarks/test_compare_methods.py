@@ -66,5 +66,6 @@ def test_a_quick_run(module, tiny, tmp_path, monkeypatch):
     ]  # fmt: skip
     for row in found["rows"]:
         assert row["evaluations"] > 0 and row["peak_memory_mb"] > 50 and row["metrics"]["sliced_wasserstein"] > 0
+    assert all(row["gradient_noise"]["error"] > 0 for row in found["rows"])
     assert len(found["rows"][0]["curve"]) >= 2 and found["costs"]["mfd"]["evaluations"] > 0
     assert (tmp_path / "found.png").stat().st_size > 1000
