@@ -2,26 +2,28 @@
 
     python benchmarks/compare_methods.py digits --budget 180 [--unit seconds|evaluations] [--methods mfd dmd2 ...]
                                          [--seeds 0 1 2] [--steps 1 2 4] [--num 10000] [--set key=value]...
-                                         [--output DIR] [--json PATH] [--plot PATH] [--quick]
+                                         [--output DIR] [--costs PATH] [--json PATH] [--plot PATH] [--quick]
 
 The budget is processor seconds of training, or network evaluations (forward passes, one per row). Each method is first
-run for some seconds to see what an update costs; its length follows from that. Its other settings come from
-benchmarks/tuning/<recipe>.yaml, which says for every method what was tuned. A method whose student is made for any
-number of steps is distilled once and judged at each; the others are distilled anew for each number of steps, at the
-same budget. Every run is a `mfd distill` of its own process. Students are judged here, on the same noise and
-conditions, at the end and at the checkpoints on the way; the noise of their gradients (benchmarks/gradient_noise.py) is
-measured halfway.
+run for some seconds to see what an update costs at its quickest; its length follows from that, and all seconds told are
+updates times that cost, so that other work on the machine does not favour anyone. benchmarks/tuning/<recipe>.yaml says
+for every method what was tuned, and names variants, such as `mfd@paper`, which are compared when --methods names them.
+A method whose student is made for any number of steps is distilled once and judged at each; the others are distilled
+anew for each number of steps, at the same budget. Every run is a `mfd distill` of its own process. Students are judged
+here, on the same noise and conditions, at the end and at the checkpoints on the way; the noise of their gradients
+(benchmarks/gradient_noise.py) is measured halfway.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,8 @@ TUNING = Path(__file__).parent / "tuning"
 _BATCH = 500
 #: checkpoints on the way at which students are judged, and the share of the samples they are judged by
 _POINTS, _SHARE = 6, 4
-#: processor seconds after which an update's cost is known, and updates that come before, as a warm-up
-_MEASURED, _WARM = 5.0, 2
+#: an update's cost is the least of so many windows of so many processor seconds, after some updates as a warm-up
+_WINDOWS, _WINDOW, _WARM = 6, 1.0, 2
 #: minibatches that the noise of a gradient is taken from
 _MINIBATCHES = 32
 #: gap recovered whose cost is told
@@ -78,6 +80,7 @@ class Job:
         seed: of the run.
         overrides: of the recipe.
         folder: the run's.
+        cost: of an update.
     """
 
     method: str
@@ -85,32 +88,46 @@ class Job:
     seed: int
     overrides: tuple[str, ...]
     folder: Path
+    cost: Cost
 
 
-def tuned(recipe: str, method: str) -> list[str]:
-    """Overrides of a recipe for a method, from the tuning file; empty where there is none."""
+def tuned(recipe: str, name: str) -> list[str]:
+    """Overrides of a recipe for a method, or for a variant `method@...` of it: the method's own, then the variant's."""
+    found, (method, at, _) = _tuning(recipe), name.partition("@")
+    settings = (found.get(method) or {}) | ((found.get(name) or {}) if at else {})
+    return [f"method.type={method}", *(f"{key}={_text(value)}" for key, value in settings.items())]
+
+
+def known(recipe: str) -> list[str]:
+    """Methods, and the variants that a recipe's tuning file names."""
+    return [*methods.names(), *(name for name in _tuning(recipe) if "@" in name)]
+
+
+def _tuning(recipe: str) -> dict[str, Any]:
     path = TUNING / f"{Path(recipe).stem}.yaml"
-    found = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
-    return [f"{key}={_text(value)}" for key, value in (found.get(method) or {}).items()]
+    return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
 
 
 def _text(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
-def cost_of(recipe: str, overrides: Sequence[str], device: str, seconds: float) -> Cost:
-    """Measures updates of a recipe for so many processor seconds, in this process."""
+def cost_of(recipe: str, overrides: Sequence[str], device: str, window: float) -> Cost:
+    """Measures updates of a recipe in this process: the least processor time of some windows of so many seconds."""
     workshop = build(load_recipe(recipe, overrides), device)
     trainer = workshop.trainer()
     for _ in range(_WARM * trainer.cycle):
         trainer.step()
-    before, began, done = sum(trainer.snapshot().evaluations.values()), time.process_time(), 0
-    while done == 0 or time.process_time() - began < seconds:
-        for _ in range(trainer.cycle):
-            trainer.step()
-        done += 1
-    spent = time.process_time() - began
-    return Cost(spent / done, (sum(trainer.snapshot().evaluations.values()) - before) / done)
+    before, done, seconds = sum(trainer.snapshot().evaluations.values()), 0, []
+    for _ in range(_WINDOWS):
+        began, here = time.process_time(), 0
+        while here == 0 or time.process_time() - began < window:
+            for _ in range(trainer.cycle):
+                trainer.step()
+            here += 1
+        seconds.append((time.process_time() - began) / here)
+        done += here
+    return Cost(min(seconds), (sum(trainer.snapshot().evaluations.values()) - before) / done)
 
 
 def distill(job: Job, recipe: str) -> float:
@@ -136,10 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = _arguments(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         root = args.output or Path(temporary)
-        costs, jobs = {}, []
-        for method in args.methods:
-            costs[method], planned = _plan(args, method, root)
-            jobs += planned
+        costs = _known_costs(args.costs)
+        jobs = [job for method in args.methods for job in _plan(args, method, root, costs)]
         teacher = _teacher(args)
         rows = []
         for number, job in enumerate(jobs, 1):
@@ -149,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report = {
         "schema": 1, "recipe": args.recipe, "budget": args.budget, "unit": args.unit, "overrides": args.overrides,
         "num": args.num, "seeds": args.seeds, **teacher["machine"],
-        "costs": {name: vars(cost) for name, cost in costs.items()},
+        "costs": {_kind(job.method, job.steps): vars(job.cost) for job in jobs},
         "tuning": {name: tuned(args.recipe, name) for name in args.methods},
         "teacher": {str(steps): _values(found) for steps, found in teacher["metrics"].items()},
         "teacher_steps": teacher["own"], "rows": rows,
@@ -158,16 +173,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return deliver(report, args, lambda figure: _draw(figure, report))
 
 
-def _plan(args: Any, method: str, root: Path) -> tuple[Cost, list[Job]]:
-    """What an update of a method costs, and its runs."""
-    shared = [f"method.type={method}", *tuned(args.recipe, method), *args.overrides]
-    kind: Any = methods.get(method)
-    counts = [min(args.steps)] if kind.any_steps else args.steps
-    jobs, first = [], None
-    for steps in counts:
+def _plan(args: Any, method: str, root: Path, costs: Mapping[str, Cost]) -> list[Job]:
+    """The runs of a method."""
+    shared = [*tuned(args.recipe, method), *args.overrides]
+    kind: Any = methods.get(method.partition("@")[0])
+    jobs = []
+    for steps in [min(args.steps)] if kind.any_steps else args.steps:
         overrides = [*shared, f"student.steps={steps}"]
-        cost = cost_of(args.recipe, overrides, args.device, 0.1 if args.quick else _MEASURED)
-        first = first or cost
+        cost = costs.get(_kind(method, steps)) or cost_of(
+            args.recipe, overrides, args.device, 0.02 if args.quick else _WINDOW
+        )
         updates = max(2, round(args.budget / (cost.seconds if args.unit == "seconds" else cost.evaluations)))
         if args.quick:
             updates = 2
@@ -179,9 +194,24 @@ def _plan(args: Any, method: str, root: Path) -> tuple[Cost, list[Job]]:
         console.note(f"{method}, {steps} steps: {cost.seconds:.3g} s an update, {updates} updates")
         for seed in args.seeds:
             folder = root / f"{method}-{steps}-seed{seed}"
-            jobs.append(Job(method, steps, seed, tuple(overrides), folder))
-    assert first is not None, "--steps has at least one number"
-    return first, jobs
+            jobs.append(Job(method, steps, seed, tuple(overrides), folder, cost))
+    return jobs
+
+
+def _kind(method: str, steps: int) -> str:
+    return f"{method} {steps}"
+
+
+def _known_costs(path: Path | None) -> dict[str, Cost]:
+    """Costs that an earlier report of this recipe on this machine holds."""
+    if path is None:
+        return {}
+    try:
+        return {name: Cost(**cost) for name, cost in json.loads(path.read_text("utf-8"))["costs"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MfdError(
+            f"--costs {path}: no report of this script ({error})", do="give a file that --json wrote"
+        ) from error
 
 
 def _teacher(args: Any) -> dict[str, Any]:
@@ -213,22 +243,27 @@ def _judged(job: Job, memory: float, args: Any, teacher: dict[str, Any]) -> list
             {"method": job.method, "steps": steps, "seed": job.seed, "metrics": _values(found),
              "standard_errors": {name: figure.standard_error for name, figure in found.items()},
              "gap_recovered": gap_recovered(teacher["metrics"][steps], found, teacher["metrics"][teacher["own"]]),
-             "seconds": last["seconds"], "evaluations": sum(last["evaluations"].values()), "peak_memory_mb": memory,
-             "gradient_noise": noise,
-             "curve": _curve(run_folder, steps, teacher["rough_judge"]) if steps == min(args.steps) else []}
+             "seconds": job.cost.seconds * _updates(last, job), "evaluations": sum(last["evaluations"].values()),
+             "peak_memory_mb": memory, "gradient_noise": noise,
+             "curve": _curve(run_folder, job, steps, teacher["rough_judge"]) if steps == min(args.steps) else []}
         )  # fmt: skip
     return rows
 
 
-def _curve(run_folder: RunFolder, steps: int, judge: Judge) -> list[dict[str, Any]]:
+def _updates(progress: Mapping[str, Any], job: Job) -> float:
+    """Student updates done at a checkpoint's position."""
+    return sum(progress["evaluations"].values()) / job.cost.evaluations
+
+
+def _curve(run_folder: RunFolder, job: Job, steps: int, judge: Judge) -> list[dict[str, Any]]:
     """Metrics at the checkpoints on the way."""
     points = []
     for path in _checkpoints(run_folder):
         progress = verify(path).state["progress"]
         found = judge.judge(load_student(path), steps=steps, batch_size=_BATCH)
         points.append(
-            {"seconds": progress["seconds"], "evaluations": sum(progress["evaluations"].values()),
-             "metrics": _values(found)}
+            {"seconds": job.cost.seconds * _updates(progress, job),
+             "evaluations": sum(progress["evaluations"].values()), "metrics": _values(found)}
         )  # fmt: skip
     return points
 
@@ -253,18 +288,21 @@ def _values(found: dict[str, Measured]) -> dict[str, float]:
 def _arguments(arguments: Sequence[str] | None) -> Any:
     parser = options(__doc__)
     parser.add_argument("recipe", nargs="?", default="digits", help="recipe file or name (default: digits)")
-    parser.add_argument("--methods", nargs="+", default=methods.names(), help="methods (default: all)")
+    parser.add_argument(
+        "--methods", nargs="+", default=methods.names(), help="methods and variants (default: all methods)"
+    )
     parser.add_argument("--budget", type=float, default=180.0, help="what each run may cost")
     parser.add_argument("--unit", choices=["seconds", "evaluations"], default="seconds", help="of the budget")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of distillation")
     parser.add_argument("--steps", type=int, nargs="+", default=[1], help="steps that students are judged at")
     parser.add_argument("--num", type=int, default=10_000, help="samples that each model is judged by")
+    parser.add_argument("--costs", type=Path, help="JSON of an earlier run, whose costs of updates are taken")
     parser.add_argument("--output", type=Path, help="keep the runs in this folder (left out: they are removed)")
     args = parser.parse_args(arguments)
     check_targets(args)
-    unknown = sorted(set(args.methods) - set(methods.names()))
+    unknown = sorted(set(args.methods) - set(known(args.recipe)))
     if unknown:
-        raise MfdError(f"--methods {', '.join(unknown)}", allowed=", ".join(methods.names()))
+        raise MfdError(f"--methods {', '.join(unknown)}", allowed=", ".join(known(args.recipe)))
     if args.quick:
         args.num, args.seeds, args.steps = min(args.num, 300), args.seeds[:1], args.steps[:2]
     return args

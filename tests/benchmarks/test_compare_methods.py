@@ -20,11 +20,10 @@ def test_every_tuning_fits_its_recipe_and_its_method(module):
     assert files
     for path in files:
         found = yaml.safe_load(path.read_text())
-        assert set(found) <= set(methods.names())
-        for method in methods.names():
-            overrides = [f"method.type={method}", *module.tuned(path.stem, method)]
-            assert load_recipe(path.stem, overrides).recipe.method.type == method
-    assert module.tuned("no-such-recipe", "mfd") == []
+        assert {name.partition("@")[0] for name in found} <= set(methods.names())
+        for name in module.known(path.stem):
+            assert load_recipe(path.stem, module.tuned(path.stem, name)).recipe.method.type == name.partition("@")[0]
+    assert module.tuned("no-such-recipe", "mfd") == ["method.type=mfd"]
 
 
 def test_values_of_a_tuning_survive_as_overrides(module, tmp_path, monkeypatch):
@@ -32,6 +31,22 @@ def test_values_of_a_tuning_survive_as_overrides(module, tmp_path, monkeypatch):
     (tmp_path / "toy.yaml").write_text("mfd: {train.ema: null, method.times: {min_interval: 1.0e-3}, seed: 3}")
     recipe = load_recipe("toy", module.tuned("recipes/toy.yaml", "mfd")).recipe
     assert recipe.train.ema is None and recipe.method.times.min_interval == 1e-3 and recipe.seed == 3
+
+
+def test_a_variant_adds_to_its_method(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TUNING", tmp_path)
+    (tmp_path / "toy.yaml").write_text("mfd: {train.ema: null, seed: 3}\nmfd@other: {seed: 4, method.weight: early}")
+    assert module.known("toy") == [*methods.names(), "mfd@other"]
+    recipe = load_recipe("toy", module.tuned("toy", "mfd@other")).recipe
+    assert (recipe.train.ema, recipe.seed, recipe.method.weight) == (None, 4, "early")
+
+
+def test_costs_of_an_earlier_report_are_taken(module, tmp_path):
+    (tmp_path / "report.json").write_text('{"costs": {"mfd 1": {"seconds": 0.5, "evaluations": 64.0}}}')
+    assert module._known_costs(tmp_path / "report.json") == {"mfd 1": module.Cost(0.5, 64.0)}
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(MfdError, match="no report of this script"):
+        module._known_costs(tmp_path / "other.json")
 
 
 def test_the_first_checkpoint_that_is_good_enough_counts(module):
@@ -67,5 +82,5 @@ def test_a_quick_run(module, tiny, tmp_path, monkeypatch):
     for row in found["rows"]:
         assert row["evaluations"] > 0 and row["peak_memory_mb"] > 50 and row["metrics"]["sliced_wasserstein"] > 0
     assert all(row["gradient_noise"]["error"] > 0 for row in found["rows"])
-    assert len(found["rows"][0]["curve"]) >= 2 and found["costs"]["mfd"]["evaluations"] > 0
+    assert len(found["rows"][0]["curve"]) >= 2 and found["costs"]["mfd 1"]["evaluations"] > 0
     assert (tmp_path / "found.png").stat().st_size > 1000
