@@ -53,8 +53,8 @@ _POINTS, _SHARE = 6, 4
 _WINDOWS, _WINDOW, _WARM = 6, 1.0, 2
 #: minibatches that the noise of a gradient is taken from
 _MINIBATCHES = 32
-#: gap recovered whose cost is told
-_LEVELS = (0.5, 0.8, 0.9)
+#: shares of the gap whose cost is told
+LEVELS = (0.5, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -281,6 +281,14 @@ def reached(report: dict[str, Any], row: dict[str, Any], name: str, level: float
     return None
 
 
+def groups(report: dict[str, Any]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """Rows of the same method and number of steps, one for each seed."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((row["steps"], row["method"]), []).append(row)
+    return dict(sorted(groups.items()))
+
+
 def _values(found: dict[str, Measured]) -> dict[str, float]:
     return {name: figure.value for name, figure in found.items()}
 
@@ -308,14 +316,6 @@ def _arguments(arguments: Sequence[str] | None) -> Any:
     return args
 
 
-def _groups(report: dict[str, Any]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """Rows of the same method and number of steps, one for each seed."""
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for row in report["rows"]:
-        groups.setdefault((row["steps"], row["method"]), []).append(row)
-    return dict(sorted(groups.items()))
-
-
 def _print(report: dict[str, Any]) -> None:
     names = list(report["rows"][0]["metrics"])
     title = (
@@ -330,22 +330,22 @@ def _print(report: dict[str, Any]) -> None:
         [method, steps, *(_spread([row[key] for row in rows]) for key in ("seconds", "evaluations", "peak_memory_mb")),
          _spread([row["gradient_noise"]["value"] for row in rows]),
          *(_spread([row["metrics"][name] for row in rows]) for name in names)]
-        for (steps, method), rows in _groups(report).items()
+        for (steps, method), rows in groups(report).items()
     ]  # fmt: skip
     console.table(title, ["model", "steps", "seconds", "evaluations", "peak MB", "NSR", *names], lines)
     gaps: list[list[object]] = [
         [method, steps, *(_spread([row["gap_recovered"][name] for row in rows]) for name in names)]
-        for (steps, method), rows in _groups(report).items()
+        for (steps, method), rows in groups(report).items()
     ]
     console.table(f"gap recovered, teacher of {report['teacher_steps']} steps", ["method", "steps", *names], gaps)
     main_metric = names[0]
     for unit in ("seconds", "evaluations"):
         found: list[list[object]] = [
-            [method, *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in _LEVELS)]
-            for (steps, method), rows in _groups(report).items()
+            [method, *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in LEVELS)]
+            for (steps, method), rows in groups(report).items()
             if rows[0]["curve"]
         ]
-        heads = [f"{level:.0%} of the gap" for level in _LEVELS]
+        heads = [f"{level:.0%} of the gap" for level in LEVELS]
         console.table(f"{unit} to a given {main_metric}, by checkpoints", ["method", *heads], found)
 
 
@@ -367,19 +367,19 @@ def _first(values: Sequence[float | None]) -> str:
 
 def _draw(figure: Figure, report: dict[str, Any]) -> None:
     """Metrics by method, and the first of them over seconds."""
-    names, groups = list(report["rows"][0]["metrics"])[:3], _groups(report)
+    names, found = list(report["rows"][0]["metrics"])[:3], groups(report)
     figure.set_size_inches(4 * (len(names) + 1), 3.6)
     *bars, course = figure.subplots(1, len(names) + 1)
-    labels = [f"{method} ({steps})" for steps, method in groups]
+    labels = [f"{method} ({steps})" for steps, method in found]
     for panel, name in zip(bars, names, strict=True):
-        values = [[row["metrics"][name] for row in rows] for rows in groups.values()]
+        values = [[row["metrics"][name] for row in rows] for rows in found.values()]
         panel.bar(labels, [statistics.mean(each) for each in values], color="0.8")
         for place, each in enumerate(values):
             panel.plot([place] * len(each), each, "k.", markersize=4)
         panel.axhline(report["teacher"][str(report["teacher_steps"])][name], color="C0", linewidth=1)
         panel.set_title(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)", fontsize=9)
         panel.tick_params(axis="x", rotation=60, labelsize=7)
-    for number, ((_, method), rows) in enumerate(groups.items()):
+    for number, ((_, method), rows) in enumerate(found.items()):
         for row in rows:
             if row["curve"]:
                 points = [(point["seconds"], point["metrics"][names[0]]) for point in row["curve"]]

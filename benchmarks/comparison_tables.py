@@ -1,0 +1,151 @@
+"""Markdown tables of reports of compare_methods.py, as docs/comparison.md shows them.
+
+    python benchmarks/compare_methods.py digits --json digits.json
+    python benchmarks/comparison_tables.py digits.json [further.json ...]
+
+Reports that differ in their methods alone are one comparison. Figures are means over seeds ± their standard deviation (divisor N - 1). Of each metric the best mean is bold, and so is
+every other whose difference from it is less than two standard errors over seeds: nothing tells those apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compare_methods import LEVELS, groups, reached
+from workbench import run
+
+from mfd_cli import console
+from mfd_cli.errors import MfdError
+from mfd_cli.inference.metrics import higher_is_better
+
+Rows = list[dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Prints the tables of every report that is named."""
+    paths = [Path(name) for name in (sys.argv[1:] if arguments is None else arguments)]
+    if not paths:
+        raise MfdError("no report", allowed="files that compare_methods.py --json wrote")
+    reports = merged([_read(path) for path in paths])
+    console.out.print("\n\n".join(tables(report) for report in reports), markup=False, soft_wrap=True)
+    return {"reports": len(reports)}
+
+
+def merged(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports of the same recipe, budget, seeds and samples as one, in the order of the first of each."""
+    found: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        key = json.dumps([report[name] for name in ("recipe", "budget", "unit", "seeds", "num", "teacher")])
+        if key in found:
+            found[key]["rows"] += report["rows"]
+            found[key]["costs"] |= report["costs"]
+        else:
+            found[key] = report | {"rows": list(report["rows"]), "costs": dict(report["costs"])}
+    return list(found.values())
+
+
+def tables(report: dict[str, Any]) -> str:
+    """Quality and cost of one report."""
+    seeds = len(report["seeds"])
+    head = (
+        f"`{report['recipe']}`, {report['budget']:g} {report['unit']} a run, {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{report['num']} samples; {report['device']}, torch {report['versions']['torch']}."
+    )
+    return "\n\n".join([head, _quality(report), _cost(report)])
+
+
+def _quality(report: dict[str, Any]) -> str:
+    names = [name for name in report["rows"][0]["metrics"] if name in _shown(report)]
+    lines = [["model", "steps", *names, f"gap recovered, {names[0]}"]]
+    for steps, metrics in report["teacher"].items():
+        lines.append(["teacher", steps, *(f"{metrics[name]:.4g}" for name in names), ""])
+    found = groups(report)
+    for steps in sorted({steps for steps, _ in found}):
+        of_steps = {method: rows for (count, method), rows in found.items() if count == steps}
+        best = {name: undistinguished(of_steps, name) for name in names}
+        for method, rows in of_steps.items():
+            cells = [
+                f"**{_spread(_values(rows, name))}**" if method in best[name] else _spread(_values(rows, name))
+                for name in names
+            ]
+            gaps = [row["gap_recovered"][names[0]] for row in rows]
+            lines.append([f"`{method}`", str(steps), *cells, "no gap" if None in gaps else _spread(gaps)])
+    return _markdown(lines)
+
+
+def undistinguished(of_methods: dict[str, Rows], name: str) -> set[str]:
+    """The method with the best mean of a metric, and those less than two standard errors of the difference away."""
+    means = {method: statistics.mean(_values(rows, name)) for method, rows in of_methods.items()}
+    best = (max if higher_is_better(name) else min)(means, key=lambda method: means[method])
+
+    def variance(method: str) -> float:
+        values = _values(of_methods[method], name)
+        return statistics.variance(values) / len(values) if len(values) > 1 else math.nan
+
+    def close(method: str) -> bool:
+        return abs(means[method] - means[best]) < 2 * math.sqrt(variance(method) + variance(best))
+
+    return {method for method in means if method == best or close(method)}
+
+
+def _cost(report: dict[str, Any]) -> str:
+    main_metric = next(iter(report["rows"][0]["metrics"]))
+    levels = [f"evaluations to {level:.0%} of the gap" for level in LEVELS]
+    lines = [
+        ["method", "steps", "seconds an update", "evaluations an update", "peak MB", "noise of a gradient", *levels]
+    ]
+    for (steps, method), rows in groups(report).items():
+        cost = report["costs"].get(f"{method} {steps}")
+        if cost is None:  # a student for any number of steps was distilled once
+            continue
+        points = []
+        for level in LEVELS:
+            there = [reached(report, row, main_metric, level, "evaluations") for row in rows]
+            points.append("not reached" if None in there else f"{statistics.mean(there) / 1e6:.2f} M")
+        noise = _spread([row["gradient_noise"]["value"] for row in rows])
+        memory = f"{statistics.mean([row['peak_memory_mb'] for row in rows]):.0f}"
+        lines.append(
+            [f"`{method}`", str(steps), f"{cost['seconds']:.3g}", f"{cost['evaluations']:.0f}", memory, noise, *points]
+        )
+    return _markdown(lines)
+
+
+def _shown(report: dict[str, Any]) -> list[str]:
+    """The metrics that a page has room for: of forecasts, the means over all horizons."""
+    names = list(report["rows"][0]["metrics"])
+    return [name for name in names if name in ("iou", "miou")] or names
+
+
+def _values(rows: Rows, name: str) -> list[float]:
+    return [row["metrics"][name] for row in rows]
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.3g}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rest])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        report["rows"][0]["gradient_noise"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise MfdError(
+            f"{path}: no report of compare_methods.py ({error})", do="give a file that --json wrote"
+        ) from error
+    return report
+
+
+if __name__ == "__main__":
+    run(main)

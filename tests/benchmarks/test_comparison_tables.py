@@ -1,0 +1,61 @@
+"""Tables from reports: what is bold, what is left out, and that a real report has all that they need."""
+
+import json
+
+import pytest
+
+from mfd_cli.errors import MfdError
+
+
+@pytest.fixture
+def module(script):
+    return script("comparison_tables")
+
+
+def _row(method, seed, frechet, steps=1):
+    curve = [{"seconds": 1.0, "evaluations": 2_000_000, "metrics": {"frechet": frechet}}]
+    return {
+        "method": method, "steps": steps, "seed": seed, "metrics": {"frechet": frechet},
+        "gap_recovered": {"frechet": 0.9}, "seconds": 1.0, "evaluations": 10, "peak_memory_mb": 300.0, "gradient_noise": {"value": 2.0}, "curve": curve,
+    }  # fmt: skip
+
+
+def _report(rows):
+    costs = {f"{row['method']} 1": {"seconds": 0.5, "evaluations": 64.0} for row in rows}
+    return {
+        "recipe": "digits", "budget": 60.0, "unit": "seconds", "seeds": [0, 1, 2], "num": 100, "device": "cpu",
+        "versions": {"torch": "2"}, "rows": rows, "costs": costs,
+        "teacher": {"1": {"frechet": 10.0}, "10": {"frechet": 1.0}},
+        "teacher_steps": 10,
+    }  # fmt: skip
+
+
+def test_the_best_is_bold_and_what_cannot_be_told_from_it(module):
+    values = {"a": (1.0, 1.2, 1.1), "b": (1.1, 1.3, 1.2), "c": (3.0, 3.1, 3.2)}
+    rows = [_row(method, seed, value) for method, found in values.items() for seed, value in enumerate(found)]
+    assert module.undistinguished({m: [r for r in rows if r["method"] == m] for m in values}, "frechet") == {"a", "b"}
+    text = module.tables(_report(rows))
+    assert "| `a` | 1 | **1.1 ± 0.1** | 0.9 ± 0 |" in text and "| `c` | 1 | 3.1 ± 0.1 | 0.9 ± 0 |" in text
+    assert "| `c` | 1 | 0.5 | 64 | 300 | 2 ± 0 | 2.00 M | not reached | not reached |" in text
+
+
+def test_one_seed_tells_nothing_apart_but_the_best(module):
+    rows = [_row("a", 0, 1.0), _row("b", 0, 1.01)]
+    assert module.undistinguished({"a": rows[:1], "b": rows[1:]}, "frechet") == {"a"}
+
+
+def test_another_file_is_refused(module, tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps({"rows": []}))
+    with pytest.raises(MfdError, match="no report of compare_methods"):
+        module.main([str(tmp_path / "other.json")])
+    with pytest.raises(MfdError, match="no report"):
+        module.main([])
+
+
+def test_parts_of_one_comparison_are_put_together(module):
+    first, second = (_report([_row(method, 0, value)]) for method, value in (("a", 1.0), ("b", 2.0)))
+    other = _report([_row("a", 0, 1.0)]) | {"recipe": "toy"}
+    merged = module.merged([first, other, second])
+    assert [report["recipe"] for report in merged] == ["digits", "toy"]
+    assert [row["method"] for row in merged[0]["rows"]] == ["a", "b"] and set(merged[0]["costs"]) == {"a 1", "b 1"}
+    assert [row["method"] for row in first["rows"]] == ["a"]
