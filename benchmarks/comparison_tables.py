@@ -3,8 +3,9 @@
     python benchmarks/compare_methods.py digits --json digits.json
     python benchmarks/comparison_tables.py digits.json [further.json ...]
 
-Reports that differ in their methods alone are one comparison. Figures are means over seeds ± their standard deviation (divisor N - 1). Of each metric the best mean is bold, and so is
-every other whose difference from it is less than two standard errors over seeds: nothing tells those apart.
+Reports that differ in their methods alone are one comparison. Figures are means over seeds ± their standard deviation
+(divisor N - 1). Of each metric the best mean is bold, and so is every other whose difference from it is less than two
+standard errors over seeds: nothing tells those apart.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ def _row(method, seed, frechet, steps=1):
     curve = [{"seconds": 1.0, "evaluations": 2_000_000, "metrics": {"frechet": frechet}}]
     return {
         "method": method, "steps": steps, "seed": seed, "metrics": {"frechet": frechet},
-        "gap_recovered": {"frechet": 0.9}, "seconds": 1.0, "evaluations": 10, "peak_memory_mb": 300.0, "gradient_noise": {"value": 2.0}, "curve": curve,
+        "gap_recovered": {"frechet": 0.9}, "seconds": 1.0, "evaluations": 10, "peak_memory_mb": 300.0,
+        "gradient_noise": {"value": 2.0}, "curve": curve,
     }  # fmt: skip
 
 
