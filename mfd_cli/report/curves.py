@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-#: lines of metrics.jsonl of which a spread is taken, at least; and windows that a curve is cut into, at most
-_FEWEST, _WINDOWS = 5, 40
+#: lines of metrics.jsonl of which a spread is taken, at least; windows that a curve is cut into, at least and at most
+_FEWEST, _LEAST_WINDOWS, _WINDOWS = 5, 8, 40
 #: keys of a line that are positions or are drawn apart
 _POSITION = frozenset({"update", "seconds", "evaluations"})
 
@@ -68,7 +68,7 @@ def windows(updates: Sequence[float], values: Sequence[float]) -> list[tuple[flo
     """Stretches of neighbouring values, at most 40 and of at least 5 values each, with their quantiles.
 
     Returns:
-        Middle update, 10 % quantile, median, 90 % quantile of each; empty if fewer than three stretches come out.
+        Middle update, 10 % quantile, median, 90 % quantile of each; empty if fewer than 8 stretches come out.
     """
     size = max(_FEWEST, -(-len(values) // _WINDOWS))
     found = []
@@ -76,7 +76,7 @@ def windows(updates: Sequence[float], values: Sequence[float]) -> list[tuple[flo
         stretch = sorted(values[start : start + size])
         middle = (updates[start] + updates[start + size - 1]) / 2
         found.append((middle, *(quantile(stretch, share) for share in (0.1, 0.5, 0.9))))
-    return found if len(found) >= 3 else []  # type: ignore[return-value]
+    return found if len(found) >= _LEAST_WINDOWS else []  # type: ignore[return-value]
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -73,19 +73,20 @@ def measures(found: Sequence[Comparison], report: Mapping[str, Any] | None) -> T
     if not found or student is None or teacher is None:
         return None
     many, few = (plural(steps, "step") for steps in (teacher["steps"], student["steps"]))
-    split = any(one.few is not None and one.few != one.teacher for one in found)
-    columns = ["measure", *([f"teacher, {few}"] if split else []), f"teacher, {many}", f"student, {few}"]
-    columns += [f"against teacher, {many}", *(["gap recovered"] if split else [])]
+    split = any(one.few is not None for one in found)
+    columns = ["measure", "student is", f"student, {few}", f"teacher, {many}"]
+    columns += ["gap recovered", f"teacher, {few}"] if split else []
     rows = []
     for one in found:
         row = [f"{one.metric} ({'more' if one.higher else 'less'} is better)"]
-        row += [] if not split else ["-" if one.few is None else with_error(one.few)]
-        row += [with_error(one.teacher), with_error(one.student), one.standing]
-        row += [] if not split else ["no gap" if one.recovered is None else f"{one.recovered:.2f}"]
+        row += [one.standing, with_error(one.student), with_error(one.teacher)]
+        if split:
+            row.append("no gap" if one.recovered is None else f"{one.recovered:.2f}")
+            row.append("-" if one.few is None else with_error(one.few))
         rows.append(row)
-    numeric = [False, *([True] if split else []), True, True, False, *([True] if split else [])]
-    caption = f"{report['num']:,} samples a model, ± one standard error" if report and report.get("num") else ""
-    return Table(caption, columns, rows, numeric)
+    judged = f"; {report['num']:,} samples a model, ± one standard error" if report and report.get("num") else ""
+    caption = f"The student in {few} against the teacher in {many}{judged}"
+    return Table(caption, columns, rows, [False, False, *[True] * (len(columns) - 2)])
 
 
 def speeds(report: Mapping[str, Any] | None) -> Table | None:
@@ -95,13 +96,13 @@ def speeds(report: Mapping[str, Any] | None) -> Table | None:
         return None
     framed = any("frames_per_second" in row for row in rows)
     columns = ["model", "evaluations a sample", "samples/s", *(["frames/s"] if framed else [])]
-    columns += ["latency, ms (10 to 90 %)", "decoding, ms", *(["end to end, ms"] if framed else []), "peak memory, MB"]
+    columns += ["latency, ms (10 to 90 %)", "of it decoding", *(["end to end, ms"] if framed else []), "memory, MB"]
     cells = []
     for row in rows:
         spread = row["latency_ms"]
         line = [_model(row), f"{row['evaluations']:,}", f"{row['fps']:.4g}"]
         line += [_number(row.get("frames_per_second"))] if framed else []
-        line += [f"{spread['median']:.4g} ({spread['p10']:.4g} to {spread['p90']:.4g})", _number(row["decode_ms"])]
+        line += [f"{spread['median']:.3g} ({spread['p10']:.3g} to {spread['p90']:.3g})", _number(row["decode_ms"], 3)]
         line += [_number(row.get("end_to_end_ms"))] if framed else []
         cells.append([*line, _number(row["peak_memory_mb"])])
     threads = report.get("threads")
@@ -124,7 +125,7 @@ def qualities(report: Mapping[str, Any] | None) -> Table | None:
     for what, found in (report.get("baselines") or {}).items():
         cells.append([what, *(_number(found.get(name)) for name in names)])
     columns = ["model", *(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)" for name in names)]
-    against = "what followed" if report.get("baselines") else f"{report.get('reference_num')} real ones"
+    against = "what followed" if report.get("baselines") else f"{report.get('reference_num') or 0:,} real ones"
     caption = f"{report['num']:,} samples a model against {against}; ± one standard error"
     return Table(caption, columns, cells, [False, *[True] * len(names)])
 
@@ -157,7 +158,7 @@ def _teacher(settings: Mapping[str, Any]) -> str:
     if settings.get("steps"):
         parts.append(plural(settings["steps"], "step"))
     guidance = settings.get("guidance", 1.0)
-    parts.append("unguided" if guidance == 1.0 else f"guidance {guidance:g}, two evaluations a step as a rule")
+    parts.append("unguided" if guidance == 1.0 else f"guidance {guidance:g}")
     parts += [f"time shift {settings['shift']:g}"] if settings.get("shift", 1.0) != 1.0 else []
     parts += [f"guided against the weaker {settings['weak']}"] if settings.get("weak") else []
     return ", ".join(parts)
@@ -201,5 +202,5 @@ def _model(row: Mapping[str, Any]) -> str:
     return f"{row['model']}, {plural(row['steps'], 'step')}{guided}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"

@@ -102,7 +102,7 @@ def _curve(curve: Curve, prefix: str) -> Plot:
         series[0] = Series("", curve.updates, curve.values, colour=BLUE, marker=_dots(curve))
     log_y = False if curve.name == "evaluations" else None
     svg = line_plot(
-        series, bands=bands, x_label="update", y_label=curve.name, alt=_told(curve), log_y=log_y
+        series, bands=bands, x_label="update", y_label="", alt=_told(curve), log_y=log_y
     )
     return Plot(curve.name, with_prefix(svg, prefix))
 

@@ -80,4 +80,4 @@ def data(run: Gathered) -> dict[str, Any]:
 def _caveats(run: Gathered) -> list[str]:
     """What to know when quoting the figures: what `mfd benchmark` says below its table but for what it sums up."""
     lines = summary(run.benchmark) if run.benchmark else []
-    return [line for line in lines if "-step teacher -> " not in line]
+    return [line for line in lines if "-step teacher -> " not in line and not line.startswith("quality was not")]

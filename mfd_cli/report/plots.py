@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 INK = "#010203"
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#4178be", "#c85a1e", "#2e8555", "#767676", "#8f62b8"
 #: width and height in points; a narrow phone shows them at about their size
-SIZE = (330.0, 220.0)
+SIZE = (290.0, 200.0)
+_LARGE = 1e5  # from here on numbers are written with k, M, G
 _LOG_FROM = 20.0  # quotient of largest and smallest value from which an axis is logarithmic
 
 #: Matplotlib's settings for every plot of a page
@@ -107,9 +108,10 @@ def line_plot(
         levels: names and heights of horizontal lines.
         log_x: whether the horizontal axis is logarithmic.
         log_y: the same of the vertical axis; where values span a factor of 20 if None.
-        x_ticks: where the horizontal axis has numbers; chosen if None.
+        x_ticks: where the horizontal axis has numbers; chosen if None, whole ones on an axis of equal steps.
     """
     import matplotlib as mpl
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     with mpl.rc_context(STYLE):
         figure, axes = new_figure(SIZE)
@@ -117,19 +119,25 @@ def line_plot(
         drawn = [value for one in series for value in one.y] + [height for _, height in levels]
         if _spans(drawn) if log_y is None else log_y:
             axes.set_yscale("log", nonpositive="clip")
+            _number_log(axes.yaxis, drawn)
+        elif max((abs(value) for value in drawn if math.isfinite(value)), default=0) >= _LARGE:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         if log_x:
             axes.set_xscale("log")
+            _number_log(axes.xaxis, [value for one in series for value in one.x])
         if x_ticks is not None:
             axes.set_xticks(list(x_ticks), [f"{tick:g}" for tick in x_ticks])
             axes.minorticks_off()
+        elif not log_x:
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.grid(True, color=INK, alpha=0.15, linewidth=0.6)
         axes.margins(0.06)
         names = [one.label for one in (*series, *bands) if one.label] + [name for name, _ in levels]
         if len(names) > 1:
             axes.legend(
-                loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8.5, handlelength=2.6, borderpad=0.1,
-                columnspacing=1.2,
+                loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, handlelength=2.2, borderpad=0.1,
+                columnspacing=1.0,
             )  # fmt: skip
         return svg_of(figure, alt)
 
@@ -191,6 +199,17 @@ def _draw(
             axes.errorbar(one.x, one.y, yerr=one.error, capsize=3, elinewidth=1.0, **style)
     for number, (name, height) in enumerate(levels):
         axes.axhline(height, color=GREY, linestyle=((0, (1, 1.5)), "dashdot")[number % 2], linewidth=1.2, label=name)
+
+
+def _number_log(axis: Any, values: Sequence[float]) -> None:
+    """Numbers 1, 2, 5, 10 ... on a logarithmic axis, written out; only powers of ten where it spans many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    finite = [value for value in values if value > 0 and math.isfinite(value)]
+    narrow = not finite or max(finite) / min(finite) < 100
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _spans(values: Sequence[float]) -> bool:

@@ -27,9 +27,9 @@ from teachers.base import Data, Modes
 _POINTS = 2000
 _LARGEST = 512  # pixels of an image's longer side in the page
 _LOSSLESS = 128 * 128  # pixels up to which an image is a PNG; above, a JPEG, so that the page can be sent by mail
-_SMALL = 64  # pixels up to which images of one seed stand above one another
+_SMALL, _SHORT = 64, 5  # pixels, and letters of a caption, up to which images of one seed stand above one another
 _WIDE = 2.0  # width over height from which an image has a line of its own
-_PANEL = (230.0, 230.0)  # points
+_PANEL = (150.0, 150.0)  # points
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,12 @@ def _cloud(title: str, cloud: np.ndarray, limits: tuple[np.ndarray, np.ndarray],
 
     colour = {"target": GREEN, "teacher": BLUE}.get(title.split(",")[0], ORANGE)
     low, high = limits
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE | {"font.size": 7.5}):
         figure, axes = new_figure(_PANEL, dpi=200)
         if cloud.shape[1] == 1:
             axes.hist(cloud[:, 0], bins=80, range=(float(low[0]), float(high[0])), density=True, color=colour)
             return svg_of(figure, f"histogram of {len(cloud):,} points: {title}")
-        area = float(np.clip(200 / len(cloud) ** 0.5, 2, 20))
+        area = float(np.clip(100 / len(cloud) ** 0.5, 1, 10))
         axes.scatter(cloud[:, 0], cloud[:, 1], s=area, color=colour, alpha=0.5, linewidths=0, rasterized=True)
         for mean, deviation in _circles(modes):
             axes.add_patch(Circle(mean[:2], 2 * deviation, fill=False, color=INK, linewidth=0.8, zorder=3))
@@ -185,7 +185,8 @@ def _images(shown: Sequence[tuple[Sampler, int]], data: Data | None, seed: int) 
     titles = [title_of(sampler, steps) for sampler, steps in shown]
     drawn = [sampler.sample(count, steps=steps, seed=seed) for sampler, steps in shown]
     height, width = drawn[0].shape[2:]
-    layout = "wide" if width / height >= _WIDE else "above" if max(width, height) <= _SMALL else "beside"
+    short = all(len(text) <= _SHORT for text in asked)
+    layout = "wide" if width / height >= _WIDE else "above" if short and max(width, height) <= _SMALL else "beside"
     cards = []
     for index in range(count):
         wanted = f", asked for: {asked[index]}" if asked else ""

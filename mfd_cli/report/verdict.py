@@ -32,9 +32,9 @@ class Comparison:
         higher: whether more is better.
         student: its figure and standard error.
         teacher: those of the teacher at its own number of steps.
-        few: those of the teacher at the student's number of steps; None if that was not measured.
+        few: those of the teacher at the student's number of steps; None if that is its own, or was not measured.
         standing: of the student against the teacher at its own number of steps.
-        against_few: of the student against the teacher at its own number of steps; None without that.
+        against_few: of the student against the teacher at the student's number of steps; None without that.
         recovered: share of the gap between the two teachers; None if there is no gap or it is not known.
     """
 
@@ -64,6 +64,7 @@ def verdict(run: Gathered) -> Verdict:
     if student is None:
         return Verdict(_unmeasured(run), _how_to_measure(run), [])
     teacher, few = teacher_at(report), teacher_at(report, student["steps"])
+    few = None if few is teacher else few
     found = compare(student, teacher, few, report.get("gap_recovered") or {})
     return Verdict(_cost(student, teacher), _quality(student, teacher, found, report), found)
 
@@ -93,7 +94,7 @@ def compare(
         higher, mine, theirs = higher_is_better(metric), _figure(student, metric), _figure(teacher, metric)
         fewer = _figure(few, metric) if few is not None and metric in few["metrics"] else None
         against = standing(mine, fewer, higher) if fewer is not None else None
-        share = recovered.get(metric) if few is not teacher else None
+        share = recovered.get(metric) if fewer is not None else None
         found.append(Comparison(metric, higher, mine, theirs, fewer, standing(mine, theirs, higher), against, share))
     return sorted(found, key=lambda one: _ORDER.index(one.standing))
 
@@ -116,14 +117,16 @@ def standing(mine: tuple[float, float], theirs: tuple[float, float], higher: boo
 
 
 def with_error(figure: tuple[float, float]) -> str:
-    """A value and its standard error with as many digits as the error allows: "0.165 ± 0.003"."""
+    """A value and its standard error with as many digits as two of the error allow: "0.1650 ± 0.0038".
+
+    An error that none of the value's first five digits would show is left out, as is one of 0.
+    """
     value, error = figure
-    if not (math.isfinite(error) and error > 0):
+    if not (math.isfinite(error) and error > 1e-5 * abs(value)):
         return f"{value:.4g}"
-    places = max(0, -math.floor(math.log10(error)))
-    whole = 1 if value == 0 else max(1, math.floor(math.log10(abs(value))) + 1)
-    if places + whole > 6:  # an error far below what a reader can use
-        return f"{value:.4g} ± {error:.0e}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    if places > 6 or abs(value) >= 1e6:
+        return f"{value:.4g} ± {error:.2g}"
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
@@ -138,24 +141,29 @@ def _figure(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
 
 
 def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> str:
-    evaluations = plural(student["evaluations"], "network evaluation")
-    opening = f"The student makes a sample in {plural(student['steps'], 'step')}, with {evaluations}"
+    evaluations = "" if student["evaluations"] is None else f" ({plural(student['evaluations'], 'network evaluation')})"
+    opening = f"In {plural(student['steps'], 'step')}{evaluations} the student"
     if teacher is None:
-        speed = "" if student["fps"] is None else f" and {student['fps']:.4g} samples a second"
-        return f"{opening}{speed}; there is no teacher here to hold it against."
-    against = f"its teacher in {plural(teacher['steps'], 'step')}, with {teacher['evaluations']:,}"
+        speed = "is not timed" if student["fps"] is None else f"makes {student['fps']:,.4g} samples a second"
+        return f"{opening} {speed}; there is no teacher here to hold it against."
+    costs = "" if teacher["evaluations"] is None else f" ({plural(teacher['evaluations'], 'evaluation')})"
+    against = f"its teacher in {plural(teacher['steps'], 'step')}{costs}"
     if student["fps"] is None or teacher["fps"] is None:
-        return f"{opening}; {against}: speed was not measured."
-    speed = f"{student['fps']:.4g} samples a second against {teacher['fps']:.4g} at batch size {student['batch_size']}"
-    return f"{opening}; {against}: {_faster(student, teacher)} ({speed})."
+        return f"{opening} stands beside {against}; speed was not measured."
+    speed = f"{_rate(student)} samples a second against {_rate(teacher)} at batch size {student['batch_size']}"
+    return f"{opening} is {_faster(student, teacher)} {against}: {speed}."
 
 
 def _faster(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     factor = student["fps"] / teacher["fps"]
     mine, theirs = student["latency_ms"], teacher["latency_ms"]
     if mine["p10"] <= theirs["p90"] and theirs["p10"] <= mine["p90"]:
-        return f"{factor:.2g} times as fast, which is within the spread of the timing"
-    return f"{factor:.1f} times as fast" if factor >= 1 else f"slower, {factor:.2g} times as fast"
+        return f"{factor:.2g} times as fast, within the spread of the timing, as"
+    return f"{factor:.1f} times as fast as" if factor >= 1 else f"slower, {factor:.2g} times as fast as"
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    return f"{row['fps']:,.0f}" if row["fps"] >= 1000 else f"{row['fps']:.3g}"
 
 
 def _quality(
@@ -174,7 +182,7 @@ def _quality(
     parts = []
     for kind, members in groups.items():
         if members:
-            parts.append(f"{_LEADS[kind]} {_listed([_measure(one, student) for one in members])}")
+            parts.append(f"{_LEADS[kind]} {_listed([_measure(one, student, teacher) for one in members])}")
     many = plural(teacher["steps"], "step")
     return f"Against the teacher in {many} it is {'; it is '.join(parts)}."
 
@@ -187,14 +195,14 @@ _LEADS: dict[Standing, str] = {
 }
 
 
-def _measure(one: Comparison, student: Mapping[str, Any]) -> str:
-    """ "frechet (0.165 ± 0.003 against 0.212 ± 0.003, 1.01 of the gap recovered)"."""
+def _measure(one: Comparison, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    """ "frechet (0.165 ± 0.004 against 0.212 ± 0.004)", and what the table's share of the gap would not tell."""
     facts = [f"{with_error(one.student)} against {with_error(one.teacher)}"]
-    if one.few is not None and one.few != one.teacher:
-        gap = "no gap to recover" if one.recovered is None else f"{one.recovered:.2f} of the gap recovered"
-        facts.append(gap)
-        if one.against_few == "worse":
-            facts.append(f"worse even than the teacher in {plural(student['steps'], 'step')}")
+    few = plural(student["steps"], "step")
+    if one.few is not None and one.against_few == "worse":
+        facts.append(f"worse also than the teacher in {few}: {with_error(one.few)}")
+    elif one.few is not None and one.recovered is None:
+        facts.append(f"no gap: the teacher is no better in {plural(teacher['steps'], 'step')} than in {few}")
     return f"{one.metric} ({', '.join(facts)})"
 
 
@@ -223,4 +231,4 @@ def _unmeasured(run: Gathered) -> str:
 def _how_to_measure(run: Gathered) -> str:
     if run.stored is None:
         return "It left no student, so there is nothing to measure."
-    return f"No figures of the {run.which} are known; `mfd report {run.place} --benchmark` measures them."
+    return f"No figures of the {run.which} are known; --benchmark measures them."
