@@ -170,9 +170,10 @@ def forecast_frames(rows: Sequence[Row], history: Labels, seconds_per_frame: flo
     wide = 2 * _MARGIN + max(len(futures) * (panel.width + _GAP) - _GAP, _NARROWEST)
     legend = _legend(panel.classes, wide - 2 * _MARGIN, caption_font)
     below = _MARGIN + head + panel.height + 2 * _GAP
-    times = [times(len(past), seconds_per_frame, past=True), times(len(futures[0][1]), seconds_per_frame, past=False)]
+    seen = times(len(past), seconds_per_frame, past=True)
+    captions = [*seen, *times(len(futures[0][1]), seconds_per_frame, past=False)]
     pages = []
-    for number, time in enumerate(times[0] + times[1]):
+    for number, time in enumerate(captions):
         page = Image.new("RGB", (wide, below + line + 2 * _GAP + legend.height + _MARGIN), "white")
         draw, ahead = ImageDraw.Draw(page), number - len(past)
         for column, ((_, strip), title) in enumerate(zip(futures, titles, strict=True)):

@@ -36,7 +36,9 @@ def origin(run: Gathered) -> Facts:
     found = {
         "teacher": "none: the student was trained from nothing" if alone else _teacher(teacher),
         "teacher's weights": "" if alone else ", ".join(f"{name} {_hash(value)}" for name, value in identity.items()),
-        "method": str(recipe.get("method", {}).get("type") or run.record.get("method") or run.student.get("method", "")),
+        "method": str(
+            recipe.get("method", {}).get("type") or run.record.get("method") or run.student.get("method", "")
+        ),
         "student": _student(student or asked, weights, lora, run.record.get("parameters")),
         "data": str((recipe.get("data") or run.student.get("data") or {}).get("type", "")),
         "updates": _updates(run),

@@ -31,7 +31,7 @@ def quality_plots(report: Mapping[str, Any] | None) -> list[PlotGroup]:
     rows = (report or {}).get("rows") or []
     names = headline(dict.fromkeys(name for row in rows for name in row["metrics"]))
     baselines = (report or {}).get("baselines") or {}
-    groups = []
+    groups: list[PlotGroup] = []
     for name in names:
         direction = "more" if higher_is_better(name) else "less"
         levels = [(what, found[name]) for what, found in baselines.items() if found.get(name) is not None]
@@ -44,7 +44,7 @@ def quality_plots(report: Mapping[str, Any] | None) -> list[PlotGroup]:
 
 def training_plots(lines: Sequence[Mapping[str, Any]]) -> list[PlotGroup]:
     """Curves over updates, by kind."""
-    groups = []
+    groups: list[PlotGroup] = []
     for group in grouped(lines):
         prefix = f"t{len(groups)}"
         if group.title == "Learning rates" and len(group.curves) > 1:
@@ -63,8 +63,8 @@ def _plot(
         mine = [row for row in rows if row["model"] == model and row["metrics"].get(name) is not None]
         if not mine:
             continue
+        mine.sort(key=lambda row: row["steps"])
         x = [float(row["steps"]) if along == "steps" else row["latency_ms"]["median"] for row in mine]
-        x, mine = [list(each) for each in zip(*sorted(zip(x, mine, strict=True), key=lambda pair: pair[0]), strict=True)]
         errors = [ERRORS * (row["standard_errors"].get(name) or 0.0) for row in mine]
         series.append(Series(model, x, [row["metrics"][name] for row in mine], errors, colour, marker, line))
         told += [
@@ -101,9 +101,7 @@ def _curve(curve: Curve, prefix: str) -> Plot:
     else:
         series[0] = Series("", curve.updates, curve.values, colour=BLUE, marker=_dots(curve))
     log_y = False if curve.name == "evaluations" else None
-    svg = line_plot(
-        series, bands=bands, x_label="update", y_label="", alt=_told(curve), log_y=log_y
-    )
+    svg = line_plot(series, bands=bands, x_label="update", y_label="", alt=_told(curve), log_y=log_y)
     return Plot(curve.name, with_prefix(svg, prefix))
 
 
@@ -114,7 +112,10 @@ def _together(group: Group, prefix: str) -> Plot:
         for curve, (colour, line) in zip(group.curves, styles, strict=False)
     ]
     svg = line_plot(
-        series, x_label="update", y_label="learning rate", log_y=False,
+        series,
+        x_label="update",
+        y_label="learning rate",
+        log_y=False,
         alt=" ".join(_told(curve) for curve in group.curves),
     )
     return Plot(", ".join(curve.name for curve in group.curves), with_prefix(svg, f"{prefix}-"))

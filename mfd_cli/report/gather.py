@@ -92,7 +92,8 @@ def gather(path: Path) -> Gathered:
     if run is None:
         return _of_export(path)
     asked = path if path.is_dir() and is_checkpoint(path) else None
-    record, notes = run.read_record(), []
+    record = run.read_record()
+    notes: list[str] = []
     stored, which = _student_of(run, asked, notes)
     recipe = _read_recipe(run, notes)
     metrics = _read_metrics(run, notes)

@@ -113,4 +113,5 @@ def _judge(data: Data, effort: Effort, asked: bool, notes: list[str]) -> Judge |
 
 def _powers(teacher: Sampler | None) -> list[int]:
     """1, 2, 4 ... below the teacher's own number of steps."""
-    return [] if teacher is None else [2**power for power in range(teacher.steps.bit_length()) if 2**power < teacher.steps]
+    own = 1 if teacher is None else teacher.steps
+    return [2**power for power in range(own.bit_length()) if 2**power < own]

@@ -27,7 +27,7 @@ _LARGE = 1e5  # from here on numbers are written with k, M, G
 _LOG_FROM = 20.0  # quotient of largest and smallest value from which an axis is logarithmic
 
 #: Matplotlib's settings for every plot of a page
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and selected
     "svg.hashsalt": "mfd",  # names inside the file do not change from run to run
     "font.family": ["DejaVu Sans"],
@@ -181,9 +181,7 @@ def with_prefix(svg: str, prefix: str) -> str:
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", svg)
 
 
-def _draw(
-    axes: Axes, series: Sequence[Series], bands: Sequence[Band], levels: Sequence[tuple[str, float]]
-) -> None:
+def _draw(axes: Axes, series: Sequence[Series], bands: Sequence[Band], levels: Sequence[tuple[str, float]]) -> None:
     for band in bands:
         axes.fill_between(
             band.x, band.low, band.high, color=band.colour, alpha=0.3, linewidth=0, label=band.label or None

@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 #: an absolute or home path in running text, POSIX or Windows, and one that leads upwards; not part of a web address
-_PATH = re.compile(r"""(?<![\w/:.~\\-])(?:file://)?(?:~[\w.-]*[/\\]|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|/)[^\s'"`:;,()\[\]<>]*""")
+_PATH = re.compile(
+    r"""(?<![\w/:.~\\-])(?:file://)?(?:~[\w.-]*[/\\]|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|/)[^\s'"`:;,()\[\]<>]*"""
+)
 #: folders whose children are people: their names are not shown even as the last part of a path
 _HOMES = ("home", "Users", "root")
 

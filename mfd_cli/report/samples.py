@@ -158,7 +158,7 @@ def _cloud(title: str, cloud: np.ndarray, limits: tuple[np.ndarray, np.ndarray],
 
     colour = {"target": GREEN, "teacher": BLUE}.get(title.split(",")[0], ORANGE)
     low, high = limits
-    with mpl.rc_context(STYLE | {"font.size": 7.5}):
+    with mpl.rc_context({**STYLE, "font.size": 7.5}):
         figure, axes = new_figure(_PANEL, dpi=200)
         if cloud.shape[1] == 1:
             axes.hist(cloud[:, 0], bins=80, range=(float(low[0]), float(high[0])), density=True, color=colour)
@@ -166,7 +166,7 @@ def _cloud(title: str, cloud: np.ndarray, limits: tuple[np.ndarray, np.ndarray],
         area = float(np.clip(100 / len(cloud) ** 0.5, 1, 10))
         axes.scatter(cloud[:, 0], cloud[:, 1], s=area, color=colour, alpha=0.5, linewidths=0, rasterized=True)
         for mean, deviation in _circles(modes):
-            axes.add_patch(Circle(mean[:2], 2 * deviation, fill=False, color=INK, linewidth=0.8, zorder=3))
+            axes.add_patch(Circle((mean[0], mean[1]), 2 * deviation, fill=False, color=INK, linewidth=0.8, zorder=3))
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
         within = "" if modes is None else "; circles are two standard deviations of each mode of the target"
         return svg_of(figure, f"{len(cloud):,} points: {title}{within}", dpi=200)

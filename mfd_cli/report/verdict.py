@@ -1,8 +1,8 @@
 """What the figures say, in two sentences: what the student costs against its teacher, and where it is better or worse.
 
-One rule decides: two figures differ if they lie more than two standard errors of their difference apart, and are "within
-error" otherwise. The standard error of a difference is taken as sqrt(e_1^2 + e_2^2). Models are judged on the same noise,
-so their errors go the same way and the true one is smaller as a rule: the rule errs towards "within error".
+One rule decides: two figures differ if they lie more than two standard errors of their difference apart, and are
+"within error" otherwise. The standard error of a difference is taken as sqrt(e_1^2 + e_2^2). Models are judged on the
+same noise, so their errors go the same way and the true one is smaller as a rule: the rule errs towards "within error".
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def with_error(figure: tuple[float, float]) -> str:
 
 
 def plural(count: int | float, noun: str) -> str:
-    """ "1 step", "10 steps"."""
+    """A number with its noun: "1 step", "10 steps"."""
     return f"{count:,g} {noun}{'s'[: count != 1]}"
 
 
@@ -196,7 +196,7 @@ _LEADS: dict[Standing, str] = {
 
 
 def _measure(one: Comparison, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
-    """ "frechet (0.165 ± 0.004 against 0.212 ± 0.004)", and what the table's share of the gap would not tell."""
+    """A measure with both figures, and what the table's share of the gap would not tell."""
     facts = [f"{with_error(one.student)} against {with_error(one.teacher)}"]
     few = plural(student["steps"], "step")
     if one.few is not None and one.against_few == "worse":

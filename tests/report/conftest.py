@@ -15,7 +15,9 @@ from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import save_student
 
 
-def row(model: str, steps: int, metrics: dict[str, tuple[float, float]] | None = None, **changes: Any) -> dict[str, Any]:
+def row(
+    model: str, steps: int, metrics: dict[str, tuple[float, float]] | None = None, **changes: Any
+) -> dict[str, Any]:
     """A row of a report of `mfd benchmark`; `metrics` are values with standard errors."""
     metrics = metrics or {}
     found = {

@@ -130,7 +130,10 @@ def test_what_was_not_measured_is_said(figures: Figures) -> None:
         ("stopped", "This run stopped itself after update 20 of 60: loss is nan."),
         ("failed", "This run failed after update 20 of 60: loss is nan."),
         ("interrupted", "This run was interrupted after update 20 of 60: loss is nan."),
-        ("running", "This run is not finished: it is still going on, or was killed after update 20 of 60: loss is nan."),
+        (
+            "running",
+            "This run is not finished: it is still going on, or was killed after update 20 of 60: loss is nan.",
+        ),
     ],
 )
 def test_a_run_that_did_not_finish_says_how_it_ended(status: str, words: str) -> None:
