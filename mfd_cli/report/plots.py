@@ -133,8 +133,7 @@ def line_plot(
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.grid(True, color=INK, alpha=0.15, linewidth=0.6)
         axes.margins(0.06)
-        names = [one.label for one in (*series, *bands) if one.label] + [name for name, _ in levels]
-        if len(names) > 1:
+        if sum(bool(one.label) for one in series) + len(bands) + len(levels) > 1:
             axes.legend(
                 loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, handlelength=2.2, borderpad=0.1,
                 columnspacing=1.0,

@@ -125,3 +125,23 @@ def test_a_mistake_is_refused_and_nothing_written(flags: dict[str, Any], words: 
     with pytest.raises(MfdError, match=words):
         report(**flags)
     assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_a_real_run_its_checkpoint_and_what_an_interruption_leaves(tiny: Path) -> None:
+    import shutil
+
+    from mfd_cli import distill
+
+    folder = distill(str(tiny), overrides=["log.checkpoint_every=3"])
+    target = report()
+    assert target == Path("tiny-report.html") and "6, of 16 samples" in target.read_text()
+    checkpoint = report(str(folder.root / "checkpoints" / "update-000003"))
+    assert checkpoint == Path("tiny-update-000003-report.html")
+    text = checkpoint.read_text()
+    assert "checkpoint update-000003" in text and "3 of 6, of 16 samples" in text and "closing check is about" in text
+    shutil.rmtree(folder.student)
+    folder.update_record(status="interrupted", reason="stopped by SIGINT after update 6")
+    report(force=True)
+    text = target.read_text()
+    assert "This run was interrupted after update 6 of 6: stopped by SIGINT after update 6." in text
+    assert "checkpoint update-000006" in text and "--resume" in text and "teacher, 10 steps" in text
