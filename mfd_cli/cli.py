@@ -164,6 +164,36 @@ def benchmark(
 
 
 @app.command()
+def report(
+    run: Run = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML file; RUN-report.html here if left out.")
+    ] = None,
+    force: Force = False,
+    benchmark: Annotated[bool, typer.Option("--benchmark", help="Measure speed and quality anew.")] = False,
+    steps: Annotated[str | None, typer.Option(help="With --benchmark: further step counts of the student.")] = None,
+    teacher_steps: Annotated[
+        str | None, typer.Option(help="With --benchmark: step counts of the teacher; 1,2,4... if left out.")
+    ] = None,
+    num: Annotated[int | None, typer.Option(help="With --benchmark: samples that quality is judged by.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of noise and conditions.")] = 0,
+    json_target: Annotated[
+        str | None,
+        typer.Option("--json", metavar="PATH", help="Write the data as JSON; '-' is stdout. Without -o, no page."),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+) -> None:
+    """Write one HTML page about a run: verdict, samples, plots, recipe. Example: mfd report runs/digits"""
+    from mfd_cli.commands.report import report as command
+
+    command(
+        run, output=output, force=force, benchmark=benchmark, steps=steps, teacher_steps=teacher_steps, num=num,
+        seed=seed, json_target=json_target, device=_device(device), dtype=dtype,
+    )  # fmt: skip
+
+
+@app.command()
 def export(
     run: Run = None,
     safetensors: Annotated[bool, typer.Option("--safetensors", help="One self-describing file (the default).")] = False,

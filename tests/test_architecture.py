@@ -38,7 +38,8 @@ ALLOWED = {
     "mfd_cli.progress": {"mfd_cli.console", "mfd_cli.training.reporting"},
     "mfd_cli.plugins": {"mfd_cli.errors", *_NAMES},
     "mfd_cli.completion": {"mfd_cli.config", "mfd_cli.store.layout", *_NAMES},
-    "mfd_cli.commands": _HIGH | _FRONT,
+    "mfd_cli.report": _LOW | {"mfd_cli.inference", "mfd_cli.console"},
+    "mfd_cli.commands": _HIGH | _FRONT | {"mfd_cli.report"},
     "mfd_cli.cli": {"mfd_cli.commands", "mfd_cli.errors"} | _FRONT,
     "mfd_cli.__main__": {"mfd_cli.cli"},
 }

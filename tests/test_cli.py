@@ -24,6 +24,7 @@ SURFACE = {
                "--batch-size", "-o", "--device"],
     "benchmark": ["[RUN]", "--fps", "--quality", "--steps", "--teacher-steps", "--batch-size", "--num", "--seed",
                   "--compare", "--json", "--device"],
+    "report": ["[RUN]", "-o", "--benchmark", "--force", "--json", "--device", "--dtype"],
     "export": ["[RUN]", "--safetensors", "--diffusers", "--lora", "--merged", "--onnx", "--dtype", "-o"],
     "teachers list": ["--json"],
     "teachers check": ["NAME-OR-RECIPE", "--json"],

@@ -175,7 +175,7 @@ def table(report: dict[str, Any]) -> tuple[str, list[str], list[list[object]]]:
     rows = report["rows"]
     timed = any(row["fps"] is not None for row in rows)
     several = len({row["run"] for row in rows if row["model"] == "student"}) > 1
-    names = _headline(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    names = headline(dict.fromkeys(name for row in rows for name in row["metrics"]))
     framed = timed and any("frames_per_second" in row for row in rows)
     columns = ["model", *(["run"] if several else []), "method", "steps", "evaluations"]
     columns += ["fps", *(["frames/s"] if framed else []), "latency ms (p10 - p90)", "decode ms"] if timed else []
@@ -202,7 +202,7 @@ def table(report: dict[str, Any]) -> tuple[str, list[str], list[list[object]]]:
     return ", ".join(fact for fact in facts if fact), [*columns, *names], cells
 
 
-def _headline(names: Iterable[str]) -> list[str]:
+def headline(names: Iterable[str]) -> list[str]:
     """The metrics that a table has room for: of those of single moments, none."""
     return [name for name in names if not re.search(r"_\d+\.\d+s$", name)]
 
@@ -219,7 +219,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         shares = (
             f"{name} {'no gap' if value is None else format(value, '.2f')}"
             for name, value in report["gap_recovered"].items()
-            if name in _headline(report["gap_recovered"])
+            if name in headline(report["gap_recovered"])
         )
         gained.append(f"gap recovered: {', '.join(shares)}")
     if gained and teacher is not None and student is not None:

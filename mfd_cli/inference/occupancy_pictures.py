@@ -137,7 +137,7 @@ def forecast_picture(
         for number, ((_, strip), title, step) in enumerate(zip(block, names, steps, strict=True)):
             if number < 2:
                 top += number * _GAP + head
-                for column, text in enumerate(_times(len(strip), seconds_per_frame, past=number == 0)):
+                for column, text in enumerate(times(len(strip), seconds_per_frame, past=number == 0)):
                     middle = left + column * (panel.width + _GAP) + panel.width / 2
                     draw.text((middle, top - _GAP), text, _SOFT, caption_font, anchor="md")
             ink = _SOFT if number == 0 else _INK
@@ -170,9 +170,10 @@ def forecast_frames(rows: Sequence[Row], history: Labels, seconds_per_frame: flo
     wide = 2 * _MARGIN + max(len(futures) * (panel.width + _GAP) - _GAP, _NARROWEST)
     legend = _legend(panel.classes, wide - 2 * _MARGIN, caption_font)
     below = _MARGIN + head + panel.height + 2 * _GAP
-    times = [_times(len(past), seconds_per_frame, past=True), _times(len(futures[0][1]), seconds_per_frame, past=False)]
+    seen = times(len(past), seconds_per_frame, past=True)
+    captions = [*seen, *times(len(futures[0][1]), seconds_per_frame, past=False)]
     pages = []
-    for number, time in enumerate(times[0] + times[1]):
+    for number, time in enumerate(captions):
         page = Image.new("RGB", (wide, below + line + 2 * _GAP + legend.height + _MARGIN), "white")
         draw, ahead = ImageDraw.Draw(page), number - len(past)
         for column, ((_, strip), title) in enumerate(zip(futures, titles, strict=True)):
@@ -279,7 +280,7 @@ def _strips(rows: Sequence[Row], history: Labels) -> list[tuple[str, _Strip]]:
     return strips
 
 
-def _times(number: int, seconds_per_frame: float, *, past: bool) -> list[str]:
+def times(number: int, seconds_per_frame: float, *, past: bool) -> list[str]:
     """Captions of frames that end now ("-0.5 s", "now"), or that come after it ("+0.5 s")."""
     if past:
         return [f"-{round(step * seconds_per_frame, 3)} s" for step in range(number - 1, 0, -1)] + ["now"]

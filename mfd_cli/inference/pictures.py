@@ -168,7 +168,7 @@ def points_picture(panels: Sequence[tuple[str, Tensor]], modes: Modes | None = N
     wide, tall = border + len(panels) * (side + 0.15), head + side + foot
     figure = Figure(figsize=(wide, tall), dpi=110, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    low, high = _common_range(clouds)
+    low, high = common_range(clouds)
     first = None
     for number, ((title, _), cloud) in enumerate(zip(panels, clouds, strict=True)):
         place = ((border + number * (side + 0.15)) / wide, foot / tall, side / wide, side / tall)
@@ -279,7 +279,7 @@ def extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tup
     return int(np.ceil(width)), int(np.ceil(draw.multiline_textbbox((0, 0), lines, font)[3]))
 
 
-def _common_range(clouds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def common_range(clouds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Limits of the drawn axes, equally long, that hold all but stray points of every cloud, with a border."""
     drawn = [cloud[:, :2] for cloud in clouds]
     low = np.min([np.quantile(cloud, 0.001, axis=0) for cloud in drawn], axis=0)
