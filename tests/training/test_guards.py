@@ -69,7 +69,7 @@ def test_a_run_stops_before_the_update_and_keeps_its_checkpoint(
     seen: list[dict[str, Any]] = []
     original = Trainer._check
 
-    def watched(trainer: Trainer, *arguments: Any) -> bool:
+    def watched(trainer: Trainer, *arguments: Any) -> Any:
         seen.append({key: value.clone() for key, value in trainer.roles.student.network.state_dict().items()})
         seen.append(trainer.roles.student.network.state_dict())
         return original(trainer, *arguments)
