@@ -85,7 +85,8 @@ class QuickJudge:
         """Judges the student as it begins, so that what cannot be judged is told before anything is written.
 
         Raises:
-            MfdError: the data have nothing to hold samples against, too few samples, no such metric, or too little memory.
+            MfdError: the data have nothing to hold samples against, too few samples or too little
+                memory for it, or no such metric.
         """
         if not self.settings.every or not self._workshop.accelerator.is_main_process:
             return
@@ -99,7 +100,9 @@ class QuickJudge:
             raise MfdError(
                 f"evaluate.every {self.settings.every}: the student cannot be judged: {error.found}",
                 allowed=error.allowed,
-                do=error.do or "evaluate.every: 0 trains without quick judgements",
+                do=(error.do or "evaluate.every: 0 trains without quick judgements").replace(
+                    "--num", "evaluate.quick_num"
+                ),
             ) from error
         if self.settings.metric not in (None, *self._beginning):
             raise MfdError(

@@ -159,7 +159,11 @@ def test_a_run_that_was_over_when_it_was_stopped_is_only_finished(monkeypatch: p
 @pytest.mark.parametrize(
     ("settings", "words", "allowed"),
     [
-        (["evaluate.metric=fid"], "evaluate.metric fid: not measured on data 'gmm'", "frechet, sliced_wasserstein"),
+        (
+            ["evaluate.quick_num=50", "evaluate.metric=fid"],
+            "evaluate.metric fid: not measured on data 'gmm'",
+            "frechet, sliced_wasserstein",
+        ),
         (["evaluate.quick_num=2"], "the student cannot be judged: 2 samples are too few for 'frechet'", "at least 3"),
     ],
 )
@@ -167,7 +171,8 @@ def test_what_cannot_be_judged_is_told_before_anything_is_written(
     settings: list[str], words: str, allowed: str
 ) -> None:
     with pytest.raises(MfdError, match=words) as caught:
-        distill("tiny.yaml", overrides=["evaluate.every=2", "evaluate.quick_num=50", *settings])
+        distill("tiny.yaml", overrides=["evaluate.every=2", *settings])
+    assert "--num" not in str(caught.value.do)
     assert caught.value.exit_code == 2 and str(caught.value.allowed).startswith(allowed)
     assert not Path("runs").exists()
 

@@ -73,7 +73,9 @@ def test_a_gradient_is_held_against_its_own_median() -> None:
         size = 60.0 if update in (10, 30) else 2.0
         seen.look(Seen("aux", update, 0, 1.0, {"aux": size, "critic": 1.0}))
     (text,) = seen.news()
-    assert text.startswith("aux: gradient norm 60 is 30 times its median 2 (limit 10) at update 30, auxiliary update 0.")
+    assert text.startswith(
+        "aux: gradient norm 60 is 30 times its median 2 (limit 10) at update 30, auxiliary update 0."
+    )
     assert "optim.aux.lr" in text and "optim.aux.clip=1" in text
     assert len(seen.memory.norms["aux"]) == 40 and len(seen.memory.norms["critic"]) == 40
 
