@@ -31,6 +31,12 @@ Run = Annotated[
         autocompletion=completion.runs, show_default=False,
     ),
 ]  # fmt: skip
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="best|last|UPDATE", help="Which student of a run; the finished one if left out.", show_default=False
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="YAML file or name of a bundled recipe.", autocompletion=completion.recipes),
@@ -106,6 +112,7 @@ def distill(
 @app.command()
 def sample(
     run: Run = None,
+    checkpoint: Checkpoint = None,
     steps: Annotated[int | None, typer.Option(help="Euler steps; what the student was made for if left out.")] = None,
     num: Annotated[int | None, typer.Option(help="Number of samples.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; sample i has the noise of (seed, i).")] = 0,
@@ -128,7 +135,8 @@ def sample(
     from mfd_cli.commands.sample import sample as command
 
     command(
-        run, steps=steps, num=num, seed=seed, teacher=teacher, prompt=prompt or (), prompts=prompts, label=label or (),
+        run, checkpoint=checkpoint,
+        steps=steps, num=num, seed=seed, teacher=teacher, prompt=prompt or (), prompts=prompts, label=label or (),
         clip=clip or (), guidance=guidance, batch_size=batch_size, output=output, device=_device(device), dtype=dtype,
     )  # fmt: skip
 
@@ -136,6 +144,7 @@ def sample(
 @app.command()
 def benchmark(
     run: Run = None,
+    checkpoint: Checkpoint = None,
     fps: Annotated[bool, typer.Option("--fps", help="Measure speed.")] = False,
     quality: Annotated[bool, typer.Option("--quality", help="Measure quality.")] = False,
     steps: Annotated[str | None, typer.Option(help="Further step counts of the student, e.g. 1,2,4.")] = None,
@@ -157,7 +166,8 @@ def benchmark(
     from mfd_cli.commands.benchmark import benchmark as command
 
     command(
-        run, fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps, batch_size=batch_size, num=num,
+        run, checkpoint=checkpoint,
+        fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps, batch_size=batch_size, num=num,
         seed=seed, compare=compare or (), json_target=json_target, device=_device(device),
         dtype=dtype,
     )  # fmt: skip
@@ -196,6 +206,7 @@ def report(
 @app.command()
 def export(
     run: Run = None,
+    checkpoint: Checkpoint = None,
     safetensors: Annotated[bool, typer.Option("--safetensors", help="One self-describing file (the default).")] = False,
     diffusers: Annotated[bool, typer.Option("--diffusers", help="A pipeline folder that diffusers opens.")] = False,
     lora: Annotated[bool, typer.Option("--lora", help="The adapter alone, for load_lora_weights.")] = False,
@@ -208,7 +219,8 @@ def export(
     from mfd_cli.commands.export import export as command
 
     command(
-        run, safetensors=safetensors, diffusers=diffusers, lora=lora, merged=merged, onnx=onnx, dtype=dtype,
+        run, checkpoint=checkpoint,
+        safetensors=safetensors, diffusers=diffusers, lora=lora, merged=merged, onnx=onnx, dtype=dtype,
         output=output,
     )  # fmt: skip
 

@@ -31,6 +31,10 @@ class ConsoleReporter(Reporter):
         """A line on stderr."""
         console.note(text)
 
+    def warned(self, text: str) -> None:
+        """A warning on stderr."""
+        console.warn(text)
+
     def preparing(self, title: str, items: int, done: int) -> None:
         """Opens a bar of its own; without a terminal, a line every ten seconds."""
         self._open(title, "items", items, done)

@@ -20,6 +20,7 @@ _NUM, _BATCH = 10_000, 500  # where the recipe's `evaluate` block does not say
 def benchmark(
     run: str | None = None,
     *,
+    checkpoint: str | None = None,
     fps: bool = False,
     quality: bool = False,
     steps: str | None = None,
@@ -36,6 +37,8 @@ def benchmark(
 
     Args:
         run: run folder, checkpoint, export; the newest run if None.
+        checkpoint: which student of a run folder: "best" by quick judgements, "last", or an update; the finished one
+            if None.
         fps: whether to time; with `quality` false too, both are done.
         quality: whether to judge samples.
         steps: further steps of the student, as in "1,2,4".
@@ -61,9 +64,10 @@ def benchmark(
 
     from mfd_cli.inference.benchmark import contestants, report
     from mfd_cli.inference.sampler import load_student
+    from mfd_cli.store.best import select
     from mfd_cli.store.layout import find
 
-    path = str(find(run))
+    path = str(select(find(run), checkpoint))
     student = load_student(path, device=device, dtype=dtype)
     notes: list[str] = []
     teacher = _teacher(path, student, device, dtype, bool(teachers_steps), notes)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def export(
     run: str | None = None,
     *,
+    checkpoint: str | None = None,
     safetensors: bool = False,
     diffusers: bool = False,
     lora: bool = False,
@@ -28,6 +29,8 @@ def export(
 
     Args:
         run: run folder, checkpoint or export; the newest run if None.
+        checkpoint: which student of a run folder: "best" by quick judgements, "last", or an update; the finished one
+            if None.
         safetensors: one self-describing file; written if no format is named, too.
         diffusers: a diffusers pipeline, where the family has one, with an adapter merged in.
         lora: the adapter alone, of a student trained as one.
@@ -49,10 +52,11 @@ def export(
     from mfd_cli.inference.exporters import export_student
     from mfd_cli.inference.pipeline_exports import export_pipeline, refusal
     from mfd_cli.inference.sampler import load_student, precision
+    from mfd_cli.store.best import select
     from mfd_cli.store.layout import find, run_of
 
     precision(dtype)
-    path = find(run)
+    path = select(find(run), checkpoint)
     run_folder = run_of(path)
     default = None if output is not None else _default_folder(path, run_folder)
     student = load_student(path)
@@ -65,7 +69,8 @@ def export(
             raise reason
     wanted = [("safetensors", safetensors), ("lora", lora), ("diffusers", merged or diffusers)]
     kinds = [kind for kind, chosen in wanted if chosen]
-    benchmark = run_folder.read_report() if run_folder else None
+    # the report is about the finished student alone
+    benchmark = run_folder.read_report() if run_folder and path in (run_folder.root, run_folder.student) else None
     done = []
     for kind in kinds:
         console.note(f"{kind}: writing, then sampling from it in a fresh process")
@@ -110,4 +115,4 @@ def _default_folder(path: Path, run: RunFolder | None) -> Path:
     if run is None:
         raise MfdError(f"{path} is an export already", do="say where another one goes, with -o DIR")
     folder = run.export
-    return folder / path.name if path.parent == run.checkpoints else folder
+    return folder / path.name if path.parent in (run.checkpoints, run.best) else folder

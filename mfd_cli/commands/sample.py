@@ -31,6 +31,7 @@ _TAKES = {
 def sample(
     run: str | None = None,
     *,
+    checkpoint: str | None = None,
     steps: int | None = None,
     num: int | None = None,
     seed: int = 0,
@@ -49,6 +50,8 @@ def sample(
 
     Args:
         run: run folder, checkpoint, export; the newest run if None.
+        checkpoint: which student of a run folder: "best" by quick judgements, "last", or an update; the finished one
+            if None.
         steps: the student's Euler steps; those it was made for if None.
         num: number of samples; enough for a picture if None, or one for each prompt.
         seed: sample i has the noise of (seed, i).
@@ -76,9 +79,10 @@ def sample(
     kind = _kind_of(output)
 
     from mfd_cli.inference.sampler import load_student
+    from mfd_cli.store.best import select
     from mfd_cli.store.layout import find
 
-    path = find(run)
+    path = select(find(run), checkpoint)
     student = load_student(path, device=device, dtype=dtype)
     student.find_clips()
     asked, count = _asked(student.teacher, {"prompt": texts, "label": label, "clip": clip}, num)
@@ -219,7 +223,7 @@ def _default_output(path: Path, student: Sampler, steps: int, seed: int, teacher
     recipe = student.config.get("recipe") or {}
     run = run_of(path)
     parts = [str(recipe.get("name") or path.stem)]
-    if run is not None and path.parent == run.checkpoints:
+    if run is not None and path.parent in (run.checkpoints, run.best):
         parts.append(path.name)
     if teacher:
         parts.append("teacher")

@@ -34,7 +34,8 @@ _MOST_SHOWN = 50  # mistakes
 _LONGEST_SHOWN = 500  # characters of a mistake
 
 #: blocks of a resolved recipe, in the order a reader expects
-_ORDER = ("name", "seed", "teacher", "network", "student", "method", "optim", "train", "data", "log", "evaluate")
+_ORDER = ("name", "seed", "teacher", "network", "student", "method", "optim", "train", "data", "log",
+          "guards", "evaluate")  # fmt: skip
 
 _BLOCKS: dict[Kind, dict[str, Registry]] = {
     "distill": {"teacher": teacher_registry, "method": methods, "data": data_registry},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model, model_validator
 
 from teachers.registry import Registry, RegistryError
 from teachers.registry import data as data_registry
@@ -148,10 +148,67 @@ class Log(Strict):
 
 
 class Evaluate(Strict):
-    """The check of quality and speed that ends a run, and the defaults of `mfd benchmark`."""
+    """Quality: the quick judgements while a run trains, the check that ends it, and the defaults of `mfd benchmark`."""
 
     num: int = Field(10_000, ge=0, description="Samples each model is judged by after training; 0: no closing check.")
     batch_size: int = Field(500, ge=1, description="Samples generated at once while judging quality.")
+    every: int = Field(
+        0, ge=0, description="Student updates between quick judgements, from update 0 on; 0: none. The best is kept."
+    )
+    quick_num: int = Field(
+        1000, ge=2, description="Samples of a quick judgement; its figures compare with each other alone."
+    )
+    metric: str | None = Field(None, description="The metric that decides which student is best; null: the first one.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Quick judgements without an improvement beyond the standard error after which the run ends early; "
+        "null: never.",
+    )
+
+    @model_validator(mode="after")
+    def _patience_needs_judgements(self) -> Evaluate:
+        if self.patience is not None and not self.every:
+            raise ValueError("patience counts quick judgements and every is 0; set evaluate.every, or patience: null")
+        return self
+
+
+def _off(value: Any) -> Any:
+    return None if value is False else value
+
+
+class Guards(Strict):
+    """What a run watches over while it trains. `null` or `false` turns a guard off; nothing here changes weights, but
+    for `skip_non_finite`.
+    """
+
+    skip_non_finite: int = Field(
+        0, ge=0, description="Updates of the whole run that are left out because of a value that is not finite; the "
+        "next one stops the run. 0: the first one stops it."
+    )  # fmt: skip
+    unmoved: Annotated[int | None, BeforeValidator(_off)] = Field(
+        20, ge=1, description="Updates after which a network whose weights have not moved stops the run."
+    )
+    lag: Annotated[float | None, BeforeValidator(_off)] = Field(
+        2.0,
+        gt=0,
+        description="Warning: the auxiliary's flow-matching loss over that of a Gaussian with the variance of the "
+        "student's samples; above 1 it knows less of the student than its variance.",
+    )
+    spread: Annotated[float | None, BeforeValidator(_off)] = Field(
+        0.1, gt=0, lt=1, description="Warning: variance of the student's samples over the largest it had."
+    )
+    collapse: Annotated[float | None, BeforeValidator(_off)] = Field(
+        1e-3, gt=0, lt=1, description="Stops the run: the same, in 20 student updates in a row."
+    )
+    duplicates: Annotated[float | None, BeforeValidator(_off)] = Field(
+        0.5, gt=0, le=1, description="Warning: share of a batch's samples that equal another one's, from other noise."
+    )
+    gradient: Annotated[float | None, BeforeValidator(_off)] = Field(
+        50.0, gt=1, description="Warning: gradient norm, before it is clipped, over its median of the last 50 updates."
+    )
+    after: int = Field(50, ge=1, description="Student updates before `lag`, `spread` and `duplicates` are looked at.")
+    repeat: int = Field(500, ge=1, description="Student updates before the same warning is given again.")
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
@@ -166,7 +223,8 @@ class RecipeBase(Strict):
     optim: Optimizers = Field(default_factory=Optimizers, description="Optimizers.")
     train: Train = Field(description="Length, batch and precision.")
     log: Log = Field(default_factory=Log, description="Logging, previews and checkpoints.")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="The closing check.")
+    guards: Guards = Field(default_factory=Guards, description="What is watched over.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="Quick judgements and the closing check.")
 
 
 class TeacherTraining(Strict):

@@ -111,12 +111,15 @@ class Loss:
         report: the scalar to show as the loss, where `value` itself means nothing; `value` if None.
         times: the times it was computed at, [B] or [B, 2], for the report of a value that is not finite.
         parts: further scalars to record, by name, such as an adversarial term.
+        samples: the student's samples X_1 [B, *shape] that it was computed on, for the guards; of an auxiliary, it says
+            that `shown` is the flow-matching loss on them at `times`. None where there are none.
     """
 
     value: Tensor
     report: Tensor | None = None
     times: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    samples: Tensor | None = None
 
     @property
     def shown(self) -> Tensor:
@@ -126,7 +129,8 @@ class Loss:
     def detached(self) -> Loss:
         """The same numbers, without the graph that they were computed by."""
         parts = {name: value.detach() for name, value in self.parts.items()}
-        return Loss(self.value.detach(), self.shown.detach(), self.times, parts)
+        samples = None if self.samples is None else self.samples.detach()
+        return Loss(self.value.detach(), self.shown.detach(), self.times, parts, samples)
 
 
 class Method(ABC):

@@ -57,9 +57,9 @@ class DiffInstruct(Method):
         x_s = interpolate(noise, data, s)
         direction = self.direction(batch, x_s.detach(), s)
         if self.settings.weight == "velocity":
-            return surrogate_loss(direction, x_s, s)
+            return surrogate_loss(direction, x_s, s, data)
         weight = 1 - s if self.settings.weight == "data" else s**2 / (1 - s)
-        return surrogate_loss(per_row(weight, direction) * direction, data, s)
+        return surrogate_loss(per_row(weight, direction) * direction, data, s, data)
 
     def start_times(self, batch: Batch) -> Tensor:
         """One time per sample, float32 [B]."""

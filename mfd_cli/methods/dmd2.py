@@ -66,5 +66,5 @@ class Dmd2(Method):
         """The surrogate of D on X_1, and the adversarial term."""
         data = predict(batch, self.settings.inputs).data
         s = middle_times(batch, self.settings.margin)
-        loss = surrogate_loss(data_direction(batch, data.detach(), s, self.settings.normalise), data, s)
+        loss = surrogate_loss(data_direction(batch, data.detach(), s, self.settings.normalise), data, s, data)
         return adversarial.fooled(self.settings.adversarial, batch, data, loss)

@@ -25,10 +25,10 @@ def flow_matching_on(batch: Batch, data: Tensor, t: Tensor | None = None) -> Los
     noise = batch.random.normal("x0", batch.shape)
     t = batch.random.uniform("t") if t is None else t
     error = batch.auxiliary(interpolate(noise, data, t), t) - (data - noise)
-    return Loss(error.square().mean(), times=t)
+    return Loss(error.square().mean(), times=t, samples=data)
 
 
-def surrogate_loss(direction: Tensor, point: Tensor, times: Tensor) -> Loss:
+def surrogate_loss(direction: Tensor, point: Tensor, times: Tensor, samples: Tensor | None = None) -> Loss:
     """mean(sg[D] * point), whose gradient is D per element of `point`, over the number of elements.
 
     The value itself means nothing (it is unbounded below), so mean D^2 / 2 is what is reported.
@@ -37,6 +37,7 @@ def surrogate_loss(direction: Tensor, point: Tensor, times: Tensor) -> Loss:
         direction: D [B, ...]; no gradient flows into it.
         point: what the student is moved at, X_s or X_1 [B, ...].
         times: for reports.
+        samples: the student's samples X_1 [B, ...], for the guards.
     """
     direction = direction.detach()
-    return Loss((direction * point).mean(), 0.5 * direction.square().mean(), times)
+    return Loss((direction * point).mean(), 0.5 * direction.square().mean(), times, samples=samples)

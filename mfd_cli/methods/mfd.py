@@ -100,7 +100,7 @@ class MeanFlowDistillation(Method):
         direction = self.direction(batch, x_s.detach(), s, t)
         if self.settings.weight == "early":
             direction = per_row(1 - s, direction) * direction
-        loss = surrogate_loss(direction, x_s, torch.stack([s, t], dim=1))
+        loss = surrogate_loss(direction, x_s, torch.stack([s, t], dim=1), data)
         return adversarial.fooled(self.settings.adversarial, batch, data, self._regressed(batch, data, loss))
 
     def _regressed(self, batch: Batch, data: Tensor, loss: Loss) -> Loss:

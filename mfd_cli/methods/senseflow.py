@@ -104,7 +104,7 @@ class SenseFlow(Method):
             return loss
         real, fake = (self._logits(batch, states) for states in (batch.real, found.data))
         judged = (self._omega(found) * critics.judging_loss(real, fake, "hinge")).mean()
-        return Loss(loss.value + judged, loss.value, loss.times, {"critic_loss": judged.detach()})
+        return Loss(loss.value + judged, loss.value, loss.times, {"critic_loss": judged.detach()}, found.data)
 
     def student_loss(self, batch: Batch) -> Loss:
         """The surrogate of D on X_1, ISG, and the adversarial term."""
@@ -119,7 +119,7 @@ class SenseFlow(Method):
         if critic is not None:
             fooled = (self._omega(found) * critics.fooling_loss(self._logits(batch, found.data), "hinge")).mean()
             value, parts["adversarial_loss"] = value + critic.weight * fooled, fooled.detach()
-        return Loss(value, loss.report, s, parts)
+        return Loss(value, loss.report, s, parts, found.data)
 
     def guided(self, batch: Batch, found: Prediction) -> Tensor:
         """The ISG term, a scalar: Charbonnier's distance of the student's step to its target."""

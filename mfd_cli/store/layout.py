@@ -1,7 +1,7 @@
 """Every path in a run folder, and how a RUN given by the user is found.
 
-A run folder holds `recipe.yaml`, `run.json`, `metrics.jsonl`, `previews/`, `checkpoints/update-NNNNNN/` and `student/`;
-`runs/latest` names the newest run.
+A run folder holds `recipe.yaml`, `run.json`, `metrics.jsonl`, `previews/`, `checkpoints/update-NNNNNN/`, `student/`
+and, where students are judged while they train, `best/update-NNNNNN/`; `runs/latest` names the newest run.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """What `--resume` continues from."""
         return self.root / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The best student by quick judgements, in a folder named after its update."""
+        return self.root / "best"
 
     @property
     def student(self) -> Path:
@@ -151,9 +156,11 @@ def run_of(path: Path) -> RunFolder | None:
         return RunFolder(path)
     if path.is_dir() and is_checkpoint(path) and RunFolder(path.parent.parent).is_run():
         return RunFolder(path.parent.parent)
-    if path.name in ("student", WEIGHTS):
-        parent = path.parent if path.name == "student" else path.parent.parent
-        return RunFolder(parent) if RunFolder(parent).is_run() else None
+    folder = path.parent if path.name == WEIGHTS else path
+    if folder.parent.name == "best" and RunFolder(folder.parent.parent).is_run():
+        return RunFolder(folder.parent.parent)
+    if folder.name == "student" and RunFolder(folder.parent).is_run():
+        return RunFolder(folder.parent)
     return None
 
 

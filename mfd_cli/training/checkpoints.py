@@ -56,8 +56,8 @@ def restore(checkpoint: Checkpoint, roles: Roles) -> Progress:
         own = {name.removeprefix(prefix): value for name, value in optim.items() if name.startswith(prefix)}
         restore_optimizer(role.optimizer, role.parameter_names(), own, path / "optim.safetensors")
     try:
-        return Progress(**checkpoint.state["progress"])
-    except (KeyError, TypeError) as error:
+        return Progress.stored(checkpoint.state["progress"])
+    except (KeyError, TypeError, AttributeError) as error:
         raise MfdError(f"{path}/state.json: no position to continue from ({error})") from error
 
 

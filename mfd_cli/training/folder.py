@@ -14,7 +14,7 @@ from mfd_cli.store.checkpoint import Checkpoint, newest_valid, require_space
 from mfd_cli.store.layout import RunFolder
 
 #: keys that change nothing about the weights, so a resumed run may change them
-_HARMLESS = ("name", "log.", "evaluate.", "train.threads")
+_HARMLESS = ("name", "log.", "guards.", "evaluate.", "train.threads")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _resumed(run: RunFolder, recipe: LoadedRecipe) -> Plan:
     if changes:
         raise MfdError(
             f"{run.root}: the recipe differs from the one the run began with: {'; '.join(changes)}",
-            allowed="changes under log and evaluate, train.threads and name",
+            allowed="changes under log, guards and evaluate, train.threads and name",
             do=f"resume with `{resume_command(run)}`, or start anew with -o or --force",
         )
     if run.read_record().get("status") == "finished":
@@ -115,7 +115,7 @@ def resume_command(run: RunFolder) -> str:
 
 def remove_run(run: RunFolder) -> None:
     """Removes what an earlier run wrote, and nothing else that lies in the folder."""
-    for folder in (run.previews, run.checkpoints, run.student):
+    for folder in (run.previews, run.checkpoints, run.best, run.student):
         shutil.rmtree(folder, ignore_errors=True)
     # the record last: a removal that was cut short still leaves a run, which --force replaces
     for path in (run.metrics, run.recipe, run.report, run.record):

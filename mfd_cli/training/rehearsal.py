@@ -121,6 +121,9 @@ def rehearse(
     _measure_update(result, workshop, trainer, "student update", trainer.cycle - 1, student)
     _measure_preview(result, workshop)
     result.facts = [*_facts(workshop, result), ["closing check", _closing_check(workshop, random_weights)]]
+    if (quick := loaded.recipe.evaluate).every:
+        count = student // quick.every + 1 + bool(student % quick.every)
+        result.facts.append(["quick judgements", f"{count} of {quick.quick_num} samples, not measured here"])
     if random_weights:
         result.facts.append(["missing for the run itself", _missing(loaded.recipe)])
     peak, total = max((phase.peak_mb or 0 for phase in result.phases), default=0), total_memory_mb(place)

@@ -14,6 +14,10 @@ class Reporter:
     def note(self, text: str) -> None:
         """Something worth knowing."""
 
+    def warned(self, text: str) -> None:
+        """Something that is likely not meant; training goes on."""
+        self.note(text)
+
     def preparing(self, title: str, items: int, done: int) -> None:
         """Work before training begins, or continues after `done` of `items`; `stepped` and `ended` follow."""
 

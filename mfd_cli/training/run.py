@@ -13,6 +13,7 @@ import torch
 from mfd_cli.config.load import LoadedRecipe, dump, load_recipe
 from mfd_cli.errors import Interrupted, MfdError, RunStopped
 from mfd_cli.inference.benchmark import closing_report
+from mfd_cli.store.best import prune_best
 from mfd_cli.store.checkpoint import Checkpoint, set_aside_after
 from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
 from mfd_cli.store.layout import RUNS, RunFolder, point_latest
@@ -20,12 +21,13 @@ from mfd_cli.store.lock import locked
 from mfd_cli.store.student import save_student, student_tensors
 from mfd_cli.training import checkpoints
 from mfd_cli.training.folder import Plan, describe, open_folder, plan_run, remove_run, resume_command
+from mfd_cli.training.judging import QuickJudge
 from mfd_cli.training.previews import save_preview
 from mfd_cli.training.record import facts, now
 from mfd_cli.training.reporting import Reporter, reported
-from mfd_cli.training.savings import out_of_memory, savings
+from mfd_cli.training.savings import out_of_memory, savings_in
 from mfd_cli.training.signals import EXIT_CODES, StopRequest
-from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers
+from mfd_cli.training.tracking import MetricsFile, Tracker, open_trackers, scalars
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.workshop import Workshop, build
 
@@ -53,7 +55,7 @@ def distill(
 
     Raises:
         MfdError: the recipe, the folder or the teacher's weights are wrong; nothing was written.
-        RunStopped: training met a value that is not finite, or a full disk; the last checkpoint is good.
+        RunStopped: training met a value that is not finite, a collapse or a full disk; the last checkpoint is good.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     loaded = recipe if isinstance(recipe, LoadedRecipe) else load_recipe(str(recipe), overrides)
@@ -66,7 +68,9 @@ def distill(
         return plan.run
     workshop = build(loaded, device)
     _prepare(workshop, reporter)
-    with _writing(plan, workshop, reporter) as session:
+    judge = QuickJudge(workshop, plan.run)
+    judge.require()
+    with _writing(plan, workshop, judge, reporter) as session:
         session.train()
         session.finish()
     return plan.run
@@ -75,8 +79,8 @@ def distill(
 class Session:
     """A run that is being written: training, its borders, and its end."""
 
-    def __init__(self, plan: Plan, workshop: Workshop, reporter: Reporter) -> None:
-        self.run, self.workshop, self.reporter = plan.run, workshop, reporter
+    def __init__(self, plan: Plan, workshop: Workshop, judge: QuickJudge, reporter: Reporter) -> None:
+        self.run, self.workshop, self.judge, self.reporter = plan.run, workshop, judge, reporter
         progress = None
         if plan.checkpoint is not None:
             _require_same_teacher(plan.run, workshop.identity())
@@ -87,26 +91,29 @@ class Session:
         self._trackers: list[Tracker] = []
         self._stop = StopRequest()
         self._stopped = False
+        self._phase: str | None = None
 
     def open(self, checkpoint: Checkpoint | None) -> None:
         """Writes recipe and record, and opens the metrics."""
         if not self.main:
             return
         recipe, resolved = self.workshop.recipe, self.workshop.loaded.resolved
-        for folder in (self.run.root, self.run.checkpoints, self.run.previews):
+        for folder in (self.run.root, self.run.checkpoints, self.run.best, self.run.previews):
             remove_leftovers(folder)
         if checkpoint is not None:
             set_aside_after(checkpoint)
         text = dump(resolved)
         write_bytes(self.run.recipe, text.encode())
         record = facts(self.workshop) | {"recipe_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        if self.judge.settings.every:
+            record["best"] = self.trainer.progress.standing.record()
         self.run.update_record(status="running", **record, **({"started": now()} if checkpoint is None else {}))
         point_latest(self.run)
         self._trackers = open_trackers(recipe.log.trackers, self.run.root, recipe.name, resolved)
         self._metrics = MetricsFile(self.run.metrics, self.trainer.update)
 
     def train(self) -> None:
-        """Steps to the last update.
+        """Steps to the last update, or to the end of the recipe's patience.
 
         Raises:
             Interrupted: told to stop; a checkpoint was saved first.
@@ -116,8 +123,11 @@ class Session:
         try:
             with self._stop:
                 if trainer.progress.step == 0:
+                    if self.judge.due(0):
+                        self._log(trainer.metrics(), self._judge())
                     self._preview()
-                trainer.run(self._border, lambda: self._stop.received is not None)
+                if not self.judge.over(trainer.progress.standing):
+                    trainer.run(self._border, lambda: self._stop.received is not None)
         finally:
             self.reporter.ended()
         if self._stopped:
@@ -145,10 +155,12 @@ class Session:
             save_student(self.run.student, workshop.student_config(update), tensors)
             self.reporter.saved("student", self.run.student)
             self._preview()
-            report = self._closing_report()
+            with self._doing("the closing check"):
+                report = self._closing_report()
             if report is not None:
                 write_json(self.run.report, report)
-            self.run.update_record(status="finished", finished=now(), **self._position())
+            self.run.update_record(status="finished", finished=now(), **self._early(), **self._position())
+            self._tell_best()
         self.workshop.accelerator.wait_for_everyone()
         self.workshop.accelerator.end_training()
 
@@ -156,8 +168,9 @@ class Session:
         """The error of a device whose memory did not suffice; the last checkpoint is good."""
         trainer, workshop = self.trainer, self.workshop
         role = "student" if trainer.inside == trainer.cycle - 1 else "auxiliary"
-        where = f"{role} update after {trainer.update} student updates, or a preview"
-        return out_of_memory(where, workshop.accelerator.device, savings(workshop.recipe))
+        phase = self._phase or f"{role} update"
+        where = f"{phase} after {trainer.update} student updates"
+        return out_of_memory(where, workshop.accelerator.device, savings_in(phase, workshop.recipe))
 
     def closed(self, status: str, reason: str | None = None) -> None:
         """Records how a run ended that did not finish."""
@@ -183,9 +196,13 @@ class Session:
         log, update = self.workshop.recipe.log, trainer.update
         last = update == self.workshop.recipe.train.updates
         self.reporter.stepped(update, trainer.inside / trainer.cycle)
+        for text in trainer.guards.watch.news():
+            self.reporter.warned(text)
         if trainer.inside == 0:
-            if update % log.every == 0 or last:
-                self._log(trainer.metrics())
+            quality = self._judge() if self.judge.due(update) else None
+            last = last or (self.judge.due(update) and self.judge.over_anywhere(trainer.progress.standing))
+            if update % log.every == 0 or last or self.judge.due(update):
+                self._log(trainer.metrics(), quality)
             if log.preview_every and update % log.preview_every == 0 and not last:
                 self._preview()
             if last or (log.checkpoint_every and update % log.checkpoint_every == 0):
@@ -197,12 +214,22 @@ class Session:
             self._checkpoint()
         return stopping
 
-    def _log(self, numbers: dict[str, Any]) -> None:
+    def _log(self, numbers: dict[str, Any], quality: dict[str, Any] | None = None) -> None:
+        numbers |= {"quality": quality} if quality else {}
         if self._metrics is not None:
             self._metrics.write(numbers)
         for track in self._trackers:
-            track(numbers)
+            track(scalars(numbers))
         self.reporter.logged(numbers)
+
+    def _judge(self) -> dict[str, Any] | None:
+        """A quick judgement for a line of metrics; None on processes that do not judge."""
+        with self._doing("a quick judgement"):
+            judgement = self.judge.judge(self.trainer)
+        if judgement is None:
+            return None
+        self.reporter.note(judgement.text())
+        return judgement.numbers()
 
     def _checkpoint(self) -> None:
         trainer, workshop = self.trainer, self.workshop
@@ -213,6 +240,7 @@ class Session:
                 inside=trainer.inside, student=workshop.student_config(trainer.update), keep=workshop.recipe.log.keep,
             )  # fmt: skip
             self.run.update_record(**self._position())
+            prune_best(self.run, progress.standing.update)
             self.reporter.saved("checkpoint", path)
         workshop.accelerator.wait_for_everyone()
 
@@ -220,8 +248,10 @@ class Session:
         if self.main:
             path = self.run.previews / f"update-{self.trainer.update:06d}.png"
             teacher, student = self.workshop.samplers()
-            num = self.workshop.recipe.log.preview_num
-            save_preview(path, teacher, student, self.workshop.data, self.trainer.update, num)
+            num, update, judged = self.workshop.recipe.log.preview_num, self.trainer.update, self.judge.last
+            quality = judged.text() if judged is not None and judged.update == update else None
+            with self._doing("a preview"):
+                save_preview(path, teacher, student, self.workshop.data, update, num, quality)
             self.workshop.teacher.rest()
             self.reporter.saved("preview", path)
 
@@ -235,9 +265,34 @@ class Session:
             method=recipe.method.type, recipe=recipe.name, run=self.run.root, say=self.reporter.note,
         )  # fmt: skip
 
-    def _position(self) -> dict[str, Any]:
-        progress = self.trainer.progress
+    def _early(self) -> dict[str, str]:
+        """Why the run ended before its last update, for run.json; empty if it did not."""
+        update, standing = self.trainer.update, self.trainer.progress.standing
+        if update == self.workshop.recipe.train.updates:
+            return {}
         return {
+            "ended_early": f"{standing.metric} did not improve beyond its standard error in {standing.waited} quick "
+            f"judgements (evaluate.patience); ended after update {update}"
+        }
+
+    def _tell_best(self) -> None:
+        best = self.trainer.progress.standing.update
+        for why in self._early().values():
+            self.reporter.note(f"ended early: {why}")
+        if best not in (None, self.trainer.update):
+            self.reporter.note(f"the best student is that of update {best}: `--checkpoint best` selects it")
+
+    @contextlib.contextmanager
+    def _doing(self, phase: str) -> Iterator[None]:
+        """Names what is being done, for the report of a device whose memory did not suffice."""
+        self._phase = phase
+        yield
+        self._phase = None  # kept where the block fails: it is asked for then
+
+    def _position(self) -> dict[str, Any]:
+        progress, warnings = self.trainer.progress, self.trainer.guards.watch.record()
+        return {
+            **({"warnings": warnings} if warnings else {}),
             "update": self.trainer.update,
             "seconds": round(progress.seconds, 3),
             "evaluations": dict(progress.evaluations),
@@ -245,13 +300,13 @@ class Session:
 
 
 @contextlib.contextmanager
-def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Session]:
+def _writing(plan: Plan, workshop: Workshop, judge: QuickJudge, reporter: Reporter) -> Iterator[Session]:
     """Holds the run folder while a session writes it, and records how the session ended."""
     main = workshop.accelerator.is_main_process
     if main:
         open_folder(plan, workshop.bytes_needed())
     with locked(plan.run.root) if main else contextlib.nullcontext():
-        session = Session(plan, workshop, reporter)
+        session = Session(plan, workshop, judge, reporter)
         if main and plan.replace:
             remove_run(plan.run)
         session.open(plan.checkpoint)

@@ -43,6 +43,19 @@ def savings(recipe: Any) -> list[str]:
     return found
 
 
+#: what saves memory in a part of a run that makes no update, before anything else
+_OUTSIDE = {
+    "a preview": "log.preview_num=1: fewer samples at once; log.preview_every=0: first and last preview only",
+    "a quick judgement": "evaluate.batch_size=1: fewer samples at once; evaluate.every=0: no quick judgements",
+    "the closing check": "evaluate.batch_size=1: fewer samples at once; evaluate.num=0: no closing check",
+}
+
+
+def savings_in(phase: str, recipe: Any) -> list[str]:
+    """The same for a phase of a run: what concerns that phase alone comes first."""
+    return [*([_OUTSIDE[phase]] if phase in _OUTSIDE else []), *savings(recipe)]
+
+
 def out_of_memory(what: str, device: torch.device, advice: Sequence[str]) -> RunStopped:
     """The error of a run that ran out of memory while it did `what`."""
     total = total_memory_mb(device)

@@ -62,6 +62,13 @@ def open_trackers(names: Sequence[str], folder: Path, run: str, recipe: dict[str
     return [_OPEN[name](folder, run, recipe) for name in names]
 
 
+def scalars(numbers: dict[str, Any]) -> dict[str, float]:
+    """A line of metrics without what is no number: quality as `quality/<metric>`, warnings as their count."""
+    plain = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+    quality = {f"quality/{name}": value for name, value in numbers.get("quality", {}).get("metrics", {}).items()}
+    return plain | quality | ({"warnings": len(numbers["warnings"])} if "warnings" in numbers else {})
+
+
 def _tensorboard(folder: Path, run: str, recipe: dict[str, Any]) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 

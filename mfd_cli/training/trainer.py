@@ -8,7 +8,6 @@ checkpoint is weights, moments and that number, and no preview or restart can ch
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,8 @@ from mfd_cli.networks.roles import Role, Roles
 from mfd_cli.seeds import key
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
-from mfd_cli.training.guards import refuse_non_finite
+from mfd_cli.training.guards import Guards, Verdict
+from mfd_cli.training.watch import Memory, Standing
 from teachers.base import Teacher
 from teachers.guidance import Evaluations
 
@@ -38,12 +38,26 @@ class Progress:
         seconds: time spent in steps.
         evaluations: forward passes by role ("student", "aux", "teacher"), one per row, over all processes.
         pending: values noted since the last line of metrics, by name.
+        guards: what guards remember.
+        standing: how the run stands in its quick judgements.
     """
 
     step: int = 0
     seconds: float = 0.0
     evaluations: dict[str, int] = field(default_factory=lambda: {"student": 0, "aux": 0, "teacher": 0})
     pending: dict[str, list[float]] = field(default_factory=dict)
+    guards: Memory = field(default_factory=Memory)
+    standing: Standing = field(default_factory=Standing)
+
+    @classmethod
+    def stored(cls, state: dict[str, Any]) -> Progress:
+        """From a checkpoint's JSON.
+
+        Raises:
+            KeyError, TypeError: it is not that of a position.
+        """
+        guards, standing = Memory(**state.get("guards", {})), Standing(**state.get("standing", {}))
+        return cls(**state | {"guards": guards, "standing": standing})
 
 
 class Trainer:
@@ -79,6 +93,10 @@ class Trainer:
             for name, values in self.progress.pending.items()
         }
         self._fields = Fields(recipe, method, teacher, roles, batches, self._counts)
+        self.guards = Guards(
+            recipe.guards, self.progress.guards, accelerator, roles.trained(), method.aux_updates,
+            fresh=progress is None,
+        )  # fmt: skip
         for role in roles.trained():
             role.wrapped = accelerator.prepare(role.network)
             # a network that a teacher has just fitted may still hold a gradient, which the first step would add to
@@ -103,7 +121,7 @@ class Trainer:
             stop: whether this process was told to stop; asked once a step.
 
         Raises:
-            RunStopped: a loss or gradient is not finite, on any process; raised before that update.
+            RunStopped: a loss or gradient is not finite, on any process, or another guard stops the run.
         """
         total = self.recipe.train.updates * self.cycle
         while self.progress.step < total:
@@ -123,15 +141,18 @@ class Trainer:
         rates = [role.set_rate(done) for role in learning]
         loss = self._gradient(step, learning, is_student)
         norms = [_clip(role.parameters, role.settings.clip) for role in learning]
-        stop = self._check(loss, norms, learning[0], stop)
+        verdict = self._check(loss, norms, learning, stop)
         for role in learning:
-            role.optimizer.step()
+            if not verdict.skip:
+                role.optimizer.step()
             role.optimizer.zero_grad(set_to_none=True)
-        if is_student:
-            self._after_student(done + 1)
-        self._note(learning[0].name, loss, norms[0], rates[0])
+        if not verdict.skip:
+            self.guards.require_moved(learning)
+            if is_student:
+                self._after_student(done + 1)
+            self._note(learning[0].name, loss, norms[0], rates[0])
         self.progress.step += 1
-        return stop
+        return verdict.stop
 
     def _after_student(self, updates: int) -> None:
         roles = self.roles
@@ -156,6 +177,7 @@ class Trainer:
             **{name: float(value) for name, value in values.items()},
             "seconds": round(self.progress.seconds, 3),
             "evaluations": sum(self.progress.evaluations.values()),
+            **({"warnings": warnings} if (warnings := self.guards.watch.pending()) else {}),
         }
 
     def snapshot(self) -> Progress:
@@ -172,7 +194,7 @@ class Trainer:
             torch.cuda.manual_seed(number)
 
     def _gradient(self, step: int, learning: list[Role], is_student: bool) -> Loss:
-        """Gradient of the step's whole batch, part by part; returns the batch's mean loss and the last part's times."""
+        """Gradient of the step's whole batch, part by part; returns the batch's mean loss."""
         parts = self.batches.parts
         compute = self.method.student_loss if is_student else self.method.auxiliary_loss
         losses: list[Loss] = []
@@ -187,19 +209,9 @@ class Trainer:
                 losses.append(loss.detached())
         return losses[0] if parts == 1 else _mean(losses)
 
-    def _check(self, loss: Loss, norms: list[Tensor], role: Role, stop: bool) -> bool:
-        """Stops every process before a bad update; returns whether any of them was told to stop."""
-        value, size = torch.stack([loss.value.float(), torch.stack(norms).sum().float()]).tolist()
-        bad = anywhere = not (math.isfinite(value) and math.isfinite(size))
-        if self.accelerator.num_processes > 1:
-            flags = torch.tensor([float(bad), float(stop)], device=self.accelerator.device)
-            others = self.accelerator.reduce(flags, reduction="sum").tolist()
-            anywhere, stop = others[0] > 0, others[1] > 0
-        refuse_non_finite(
-            role=role.name, update=self.update, inside=self.inside, loss=value, norm=size, times=loss.times,
-            other_rank=anywhere and not bad,
-        )  # fmt: skip
-        return stop
+    def _check(self, loss: Loss, norms: list[Tensor], learning: list[Role], stop: bool) -> Verdict:
+        """Asks the guards about an update that is computed, before it is made."""
+        return self.guards.inspect(loss, norms, learning, self.update, self.inside, stop)
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"
@@ -225,13 +237,20 @@ class Trainer:
 
 
 def _mean(losses: list[Loss]) -> Loss:
-    """The mean of the parts of one batch, with the last one's times."""
+    """The mean of the parts of one batch, with the times and samples of all."""
 
     def mean(values: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(values)).mean()
 
+    def together(values: Sequence[Tensor | None]) -> Tensor | None:
+        given = [value for value in values if value is not None]
+        return torch.cat(given) if given else None
+
     parts = {name: mean([loss.parts[name] for loss in losses]) for name in losses[0].parts}
-    return Loss(mean([loss.value for loss in losses]), mean([loss.shown for loss in losses]), losses[-1].times, parts)
+    return Loss(
+        mean([loss.value for loss in losses]), mean([loss.shown for loss in losses]),
+        together([loss.times for loss in losses]), parts, together([loss.samples for loss in losses]),
+    )  # fmt: skip
 
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:

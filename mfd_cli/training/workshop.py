@@ -108,12 +108,13 @@ class Workshop:
         )  # fmt: skip
 
     def bytes_needed(self) -> int:
-        """Bytes that checkpoints and student need on disk: weights and two moments of every role, and the average."""
+        """Bytes that checkpoints and students need on disk: weights and two moments of every role, and the average."""
         student, *others = (
             sum(value.numel() * value.element_size() for value in role.network.parameters())
             for role in self.roles.trained()
         )
-        return (4 * student + 3 * sum(others)) * (self.recipe.log.keep + 1) + student
+        best = (self.recipe.log.keep + 2) * student if self.recipe.evaluate.every else 0
+        return (4 * student + 3 * sum(others)) * (self.recipe.log.keep + 1) + student + best
 
 
 def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bool = False) -> Workshop:

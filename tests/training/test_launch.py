@@ -99,6 +99,22 @@ def test_a_bad_value_in_one_process_stops_both(start: Any) -> None:
 
 
 @pytest.mark.slow
+def test_one_process_judges_and_both_end_early(start: Any) -> None:
+    process = start(
+        "distill", "tiny.yaml", *TWO,
+        *settings("train.updates=500", "optim.student.lr=1e-30", "guards.unmoved=null", "guards.after=1",
+                  "guards.lag=0.001", "evaluate.every=2", "evaluate.quick_num=100", "evaluate.patience=2"),
+    )  # fmt: skip
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    run = RunFolder(Path("runs/tiny"))
+    record = run.read_record()
+    assert record["status"] == "finished" and record["update"] == 4 and "2 quick judgements" in record["ended_early"]
+    assert told.count("aux: has lost track") == 1, "a warning is told once, not by every process"
+    assert [path.name for path in run.best.iterdir()] == [f"update-{record['best']['update']:06d}"]
+
+
+@pytest.mark.slow
 def test_a_signal_stops_both_at_the_same_step(start: Any) -> None:
     process = start("distill", "tiny.yaml", *TWO, *settings("train.updates=100000"))
     metrics = Path("runs/tiny/metrics.jsonl")

@@ -208,3 +208,21 @@ def test_metrics_past_the_checkpoint_are_dropped(monkeypatch: pytest.MonkeyPatch
     parts.update_record(status="running")
     parts.metrics.write_text(parts.metrics.read_text() + '{"update": 7, "lo')
     assert_same(whole, run("parts", ["log.checkpoint_every=2"], resume=True))
+
+
+@pytest.mark.parametrize("after", [4, 6, 11])
+def test_warnings_and_judgements_go_on_where_they_were(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [
+        "evaluate.every=2", "evaluate.quick_num=100", "log.every=4", "log.checkpoint_every=3",
+        "guards.after=1", "guards.lag=0.001", "guards.repeat=2", "guards.unmoved=5",
+    ]  # fmt: skip
+    whole = run("whole", settings)
+    stopped("parts", after, settings, monkeypatch)
+    parts = run("parts", settings, resume=True)
+    assert_same(whole, parts)
+    numbers = lines(whole)
+    assert [each["guard"] for line in numbers for each in line.get("warnings", [])] == ["lag"] * 3
+    assert [line["update"] for line in numbers if "quality" in line] == [0, 2, 4, 6]
+    for name in ("best", "warnings"):
+        assert whole.read_record()[name] == parts.read_record()[name]
+    assert sorted(path.name for path in whole.best.iterdir()) == sorted(path.name for path in parts.best.iterdir())
