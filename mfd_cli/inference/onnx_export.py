@@ -207,24 +207,20 @@ def _notes(student: Sampler, config: Mapping[str, Any], inputs: Mapping[str, Ten
         "sampler": student.kind,
         "guidance": f"absorbed: {config['teacher'].get('guidance', 1.0)}",
         "weights": config["dtype"],
-        "inputs": json.dumps(_meanings(inputs)),
+        "inputs": json.dumps(_meanings(student, inputs)),
         "outputs": json.dumps({onnx_graph.output_name(student): _output_meaning(student)}),
     }
-    return {key: str(value) for key, value in said.items()}
+    return said
 
 
-def _meanings(inputs: Mapping[str, Tensor]) -> dict[str, str]:
-    """What each input is, with its type and its shape without the batch."""
-    return {
-        name: f"{_MEANINGS.get(name, 'part of the condition')}; {str(value.dtype).removeprefix('torch.')} "
-        f"[{', '.join(['batch', *_axes(name, value)])}]"
-        for name, value in inputs.items()
-    }
-
-
-def _axes(name: str, value: Tensor) -> list[str]:
-    free = name.startswith("text") and value.dim() > 1
-    return [("tokens" if free and axis == 1 else str(size)) for axis, size in enumerate(value.shape)][1:]
+def _meanings(student: Sampler, inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """What each input is, with its type and shape."""
+    axes, said = onnx_graph.free_axes(student, inputs), {}
+    for name, value in inputs.items():
+        shape = ", ".join(axes[name].get(axis, str(size)) for axis, size in enumerate(value.shape))
+        kind = str(value.dtype).removeprefix("torch.")
+        said[name] = f"{_MEANINGS.get(name, 'part of the condition')}; {kind} [{shape}]"
+    return said
 
 
 def _output_meaning(student: Sampler) -> str:
@@ -252,7 +248,7 @@ def _described(
     teacher = student.teacher
     card = onnx_card(
         config, content, digests, check, use,
-        inputs=_meanings(inputs), output=(onnx_graph.output_name(student), _output_meaning(student)),
+        inputs=_meanings(student, inputs), output=(onnx_graph.output_name(student), _output_meaning(student)),
         licence=usage.licence(teacher.source) if isinstance(teacher, PipelineTeacher) else None, benchmark=benchmark,
     )  # fmt: skip
     write_bytes(file.parent / CARD, card.encode())

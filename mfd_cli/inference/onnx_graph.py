@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,17 @@ def graph_inputs(student: Sampler, noise: Tensor, fresh: Tensor | None, conditio
     """
     inputs = {NOISE: noise} | ({} if fresh is None else {FRESH_NOISE: fresh}) | dict(condition)
     return {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def free_axes(student: Sampler, names: Iterable[str]) -> dict[str, dict[int, str]]:
+    """Names of the axes of each input that may differ from call to call: the batch, and the tokens of prompts."""
+    axes, teacher = {name: {0: "batch"} for name in names}, student.teacher
+    if isinstance(teacher, PipelineTeacher) and teacher.filled_to is None:
+        for name in teacher.ragged:
+            for part in (name, f"{name}_mask"):
+                if part in axes:
+                    axes[part][1] = "tokens" if len(teacher.ragged) == 1 else f"{name}_tokens"
+    return axes
 
 
 class SamplingGraph(nn.Module):
@@ -144,7 +155,7 @@ def write_graph(
         MfdError: something in the network or the decoder has no counterpart in a graph.
     """
     graph = SamplingGraph(student, plain_network(student, dtype), list(example))
-    program = _traced(graph.eval(), example, _free_axes(student, example), output_name(student))
+    program = _traced(graph.eval(), example, free_axes(student, example), output_name(student))
     model = program.model
     if dtype != "fp32":
         _narrow_weights(model, dtype)
@@ -161,26 +172,17 @@ def _copied(student: Sampler) -> nn.Module:
     return network.float()
 
 
-def _free_axes(student: Sampler, example: Mapping[str, Tensor]) -> list[dict[int, Any]]:
-    """Which axes of each input may differ from call to call: the batch, and the tokens of texts of any length."""
-    batch, teacher = torch.export.Dim("batch"), student.teacher
-    axes: dict[str, dict[int, Any]] = {name: {0: batch} for name in example}
-    if isinstance(teacher, PipelineTeacher) and teacher.filled_to is None:
-        for name in teacher.ragged:
-            tokens = torch.export.Dim("tokens" if len(teacher.ragged) == 1 else f"{name}_tokens")
-            for part in (name, f"{name}_mask"):
-                if part in axes:
-                    axes[part][1] = tokens
-    return list(axes.values())
-
-
-def _traced(module: nn.Module, example: Mapping[str, Tensor], axes: list[dict[int, Any]], output: str) -> Any:
+def _traced(
+    module: nn.Module, example: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]], output: str
+) -> Any:
     """The ONNX program of a module.
 
     Raises:
         MfdError: it cannot be traced, or an operation has no counterpart.
     """
-    inputs, shapes = tuple(example.values()), {"inputs": tuple(axes)}
+    inputs = tuple(example.values())
+    named = ({axis: torch.export.Dim(name) for axis, name in axes[key].items()} for key in example)
+    shapes = {"inputs": tuple(named)}
     try:
         with _silent(), torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)

@@ -136,7 +136,7 @@ def test_a_graph_with_one_other_weight_is_not_kept(student, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_half_precision_is_stored_and_leaves_the_student_as_it_is(student, tmp_path, dtype, unchecked):
     before = {name: value.clone() for name, value in student.network.state_dict().items()}
     file = export_onnx(student, tmp_path / "out", dtype=dtype).file
@@ -166,7 +166,7 @@ class Branching(nn.Module):
 
 def test_what_cannot_be_traced_is_refused_and_nothing_is_left(student, tmp_path):
     student.network = Branching()
-    with pytest.raises(MfdError, match="cannot be traced: .*") as refused:
+    with pytest.raises(MfdError, match="cannot be traced: ") as refused:
         export_onnx(student, tmp_path / "out" / "onnx")
     assert refused.value.exit_code == 2 and "--safetensors" in refused.value.do
     assert not (tmp_path / "out").exists()
