@@ -57,7 +57,7 @@ def follow_map(field: Any, noise: Tensor, grid: Tensor) -> Tensor:
     state = noise.to(torch.promote_types(noise.dtype, torch.float32))
     times = grid.float().to(noise.device)
     for s, t in pairwise(times):
-        state = state + (t - s) * field(state, s.expand(len(state)), t.expand(len(state)))
+        state = state + (t - s) * field(state, s.expand(state.shape[0]), t.expand(state.shape[0]))
     return state
 
 
@@ -84,7 +84,7 @@ def renoised(
     asked = times if told is None else told.float().to(noise.device)
     state = noise.to(torch.promote_types(noise.dtype, torch.float32))
     for step in range(len(times) - 1 if stop is None else stop):
-        rows = len(state)
+        rows = state.shape[0]
         data = predicted_data(state, field(state, asked[step].expand(rows)), times[step].expand(rows))
         if step + 2 == len(times):
             return data

@@ -35,12 +35,12 @@ def export(
         diffusers: a diffusers pipeline, where the family has one, with an adapter merged in.
         lora: the adapter alone, of a student trained as one.
         merged: the same as `diffusers`, of a student trained as an adapter.
-        onnx: an ONNX graph.
+        onnx: the whole sampler as an ONNX graph, in a folder with a card.
         dtype: type of the stored weights: fp32, bf16 or fp16.
         output: folder to write into, with a folder for each format if there are several; `<run>/export` if None.
 
     Returns:
-        What was written, in the order file, adapter, pipeline.
+        What was written, in the order file, adapter, pipeline, graph.
 
     Raises:
         MfdError: a format that this student cannot have, or a folder that holds something else.
@@ -50,12 +50,15 @@ def export(
         raise MfdError(f"-o {output} is a file", allowed="a folder")
 
     from mfd_cli.inference.exporters import export_student
+    from mfd_cli.inference.onnx_export import export_onnx, require_packages
     from mfd_cli.inference.pipeline_exports import export_pipeline, refusal
     from mfd_cli.inference.sampler import load_student, precision
     from mfd_cli.store.best import select
     from mfd_cli.store.layout import find, run_of
 
     precision(dtype)
+    if onnx:
+        require_packages()
     path = select(find(run), checkpoint)
     run_folder = run_of(path)
     default = None if output is not None else _default_folder(path, run_folder)
@@ -67,7 +70,7 @@ def export(
     for flag in [name for name, wanted in asked.items() if wanted]:
         if reason := refusal(flag, student):
             raise reason
-    wanted = [("safetensors", safetensors), ("lora", lora), ("diffusers", merged or diffusers)]
+    wanted = [("safetensors", safetensors), ("lora", lora), ("diffusers", merged or diffusers), ("onnx", onnx)]
     kinds = [kind for kind, chosen in wanted if chosen]
     # the report is about the finished student alone
     benchmark = run_folder.read_report() if run_folder and path in (run_folder.root, run_folder.student) else None
@@ -77,6 +80,8 @@ def export(
         folder = _folder(output, default, kind, len(kinds))
         if kind == "safetensors":
             done.append(export_student(student, folder, dtype=dtype, benchmark=benchmark))
+        elif kind == "onnx":
+            done.append(export_onnx(student, folder, dtype=dtype, benchmark=benchmark))
         else:
             done.append(export_pipeline(student, folder, kind, dtype=dtype, benchmark=benchmark))
         _report(done[-1], whole=kind != "safetensors")

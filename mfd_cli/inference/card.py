@@ -81,6 +81,47 @@ def pipeline_card(
     )
 
 
+def onnx_card(
+    config: Mapping[str, Any],
+    content: str,
+    digests: Mapping[str, str],
+    check: str,
+    use: str,
+    *,
+    inputs: Mapping[str, str],
+    output: tuple[str, str],
+    licence: Mapping[str, str] | None = None,
+    benchmark: Mapping[str, Any] | None = None,
+) -> str:
+    """The README of an ONNX export.
+
+    Args:
+        config: the student's, as exported.
+        content: what tells this export from others (`content_of` finds it again).
+        digests: SHA-256 by file.
+        check: what was found when it was checked.
+        use: Python code that samples.
+        inputs: what each of the graph's inputs is.
+        output: name of its output, and what it is.
+        licence: what the base's card states.
+        benchmark: report of `mfd benchmark`.
+    """
+    stated = dict(licence or {})
+    front = ["library_name: onnx", _TAGS, *(f"{name}: {value}" for name, value in stated.items())]
+    files = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in sorted(digests.items()))
+    steps, guidance = config["student"]["steps"], config["teacher"].get("guidance", 1.0)
+    values = "\n".join(f"| `{name}` | {said} |" for name, said in [*inputs.items(), output])
+    return _assembled(
+        ["\n".join(["---", *front, f"mfd_export: {content}", "---"]), *_introduction(config)],
+        f"## Files\n\nOne graph with all {steps} step{'s'[: steps != 1]} inside, the teacher's guidance ({guidance:g}) "
+        f"absorbed, weights in {config['dtype']}, computed in float32:\n\n{files}\n\nChecked after writing, in a "
+        f"process with onnxruntime alone: {check}.",
+        f"## Use\n\nRun in this folder; neither mfd nor PyTorch is needed.\n\n```python\n{use}\n```",
+        f"The last row is the output; the batch is free.\n\n| Name | Meaning |\n| --- | --- |\n{values}",
+        *_ending(config, stated, benchmark),
+    )
+
+
 def content_of(folder: Path) -> str | None:
     """What the card in a folder says that the folder holds (`pipeline_card`); None if no such card is there."""
     card = folder / CARD

@@ -7,27 +7,26 @@ rounding comes on top. Only then does it get its name. So an export that exists 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mfd_cli.config.schema import Lora
-from mfd_cli.errors import MfdError, RunStopped
-from mfd_cli.inference.card import CARD, content_of, pipeline_card
+from mfd_cli.errors import MfdError
+from mfd_cli.inference.card import CARD, pipeline_card
+from mfd_cli.inference.export_folders import aside, computing_in_float32, is_present
 from mfd_cli.inference.exporters import Export, cast_weights, export_config
 from mfd_cli.inference.fresh import failed, run_fresh
 from mfd_cli.inference.sampler import Sampler, precision
 from mfd_cli.networks.lora import base_state, merged
-from mfd_cli.store.files import disk_errors, free_bytes, human, sha256, sync_folder, write_bytes, write_json
+from mfd_cli.store.files import sha256, write_bytes, write_json
 from mfd_cli.store.student import fingerprint
 from mfd_cli.store.tensors import read_tensors, write_tensors
 from teachers.base import Teacher
@@ -70,12 +69,12 @@ def export_pipeline(
     """
     parts = _parts(student, dtype)
     content = _content(student, parts, kind)
-    present = _is_present(folder, content)
-    with _float32(parts.teacher.network):
+    present = is_present(folder, content)
+    with computing_in_float32(parts.teacher.network):
         if present:
             return _described(folder, student, parts, kind, content, benchmark, already_there=True)
         weights = _weights(student, parts, kind)
-        with _aside(folder, _needed(parts, weights, kind)) as fresh:
+        with aside(folder, _needed(parts, weights, kind)) as fresh:
             if kind == "lora":
                 assert parts.lora is not None
                 saving.save_adapter(
@@ -108,7 +107,7 @@ def refusal(flag: str, student: Sampler) -> MfdError | None:
         "--lora": "the student has full weights: there is nothing to export as LoRA" if full else unloadable,
         "--merged": f"the student has full weights: {merging}" if full else none,
         "--diffusers": none,
-        "--onnx": "ONNX is not available in this version",
+        "--onnx": None,
     }
     if reasons[flag] is None:
         return None
@@ -182,19 +181,6 @@ def _content(student: Sampler, parts: _Parts, kind: str) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _is_present(folder: Path, content: str) -> bool:
-    """Whether a folder already holds this export; False if there is nothing.
-
-    Raises:
-        MfdError: it holds something else.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if folder.is_dir() and content_of(folder) == content:
-        return True
-    raise MfdError(f"{folder} exists and holds something else", do="choose another folder with -o")
-
-
 def _weights(student: Sampler, parts: _Parts, kind: str) -> dict[str, Tensor]:
     """The tensors to store; an adapter is merged in float32 whatever they are stored in."""
     own = student.network.state_dict()
@@ -240,49 +226,6 @@ def _described(
     write_bytes(folder / CARD, card.encode())
     first = next(iter(digests))
     return Export(folder / first, folder / CARD, digests[first], check, already_there)
-
-
-@contextlib.contextmanager
-def _aside(folder: Path, needed: int) -> Iterator[Path]:
-    """Gives a hidden folder beside the final one, which takes its name if the block ends without an exception.
-
-    Raises:
-        RunStopped: less free space than needed, or the disk refuses.
-    """
-    free = free_bytes(folder.parent)
-    if needed > free:
-        raise RunStopped(f"{folder}: {human(needed)} needed, {human(free)} free", do="make room, or use -o or --dtype")
-    made_here = [parent for parent in folder.parents if not parent.exists()]
-    with disk_errors(folder, needed):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as aside:
-                fresh = Path(aside) / folder.name
-                fresh.mkdir()
-                yield fresh
-                if folder.exists():
-                    folder.rmdir()  # empty, or it would have been refused
-                os.rename(fresh, folder)
-                sync_folder(folder.parent)
-        except BaseException:
-            for parent in made_here:
-                with contextlib.suppress(OSError):  # somebody else may use it by now
-                    parent.rmdir()
-            raise
-
-
-@contextlib.contextmanager
-def _float32(network: nn.Module | None) -> Iterator[None]:
-    """Has a network compute in float32 inside the block, and puts its own tensors back."""
-    before = [] if network is None else [*network.parameters(), *network.buffers()]
-    narrow = [(value, value.data) for value in before if value.is_floating_point() and value.dtype != torch.float32]
-    for value, data in narrow:
-        value.data = data.float()
-    try:
-        yield
-    finally:
-        for value, data in narrow:
-            value.data = data
 
 
 def _unreachable(teacher: Teacher) -> str | None:

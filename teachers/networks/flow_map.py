@@ -68,4 +68,4 @@ class FlowMapNetwork(nn.Module):
             return None
         angle = self._length[:, None] * self.angles
         added = self.length(torch.cat([angle.sin(), angle.cos()], dim=1))
-        return output + added.to(output.dtype).reshape(len(added), *(1,) * (output.dim() - 2), -1)
+        return output + added.to(output.dtype).reshape(added.shape[0], *(1,) * (output.dim() - 2), -1)

@@ -209,7 +209,7 @@ def attention(projected: Tensor, bias: Tensor | None = None) -> Tensor:
     if projected.device.type == "cpu" and width < _FAST_HEAD and projected.shape[1] >= _MANY_TOKENS:
         projected = functional.pad(projected, (0, _FAST_HEAD - width))
     query, key, value = projected.permute(2, 0, 3, 1, 4)
-    mask = None if bias is None else bias.to(query.dtype).expand(len(query), -1, -1, -1)
+    mask = None if bias is None else bias.to(query.dtype).expand(query.shape[0], -1, -1, -1)
     found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=width**-0.5)
     return found[..., :width]
 

@@ -86,12 +86,17 @@ class Compressor(nn.Module):
             latents: what the network makes, divided by the factor it was trained with.
             frames_at_once: frames decoded together; all if None. Changes memory and speed only.
         """
+        if torch.compiler.is_exporting():  # a graph for any number of frames cannot have a number of parts
+            return self.classes(self.decoder(latents))
         parts = latents.split(frames_at_once or len(latents))
         return torch.cat([self.classes(self.decoder(part)) for part in parts])
 
     def classes(self, features: Tensor) -> Tensor:
         """Classes of decoded features, part by part, so that 18 numbers a voxel are never held for all of them."""
         embeddings = self.embedding.class_embeds.weight.to(features.dtype).t()
+        if torch.compiler.is_exporting():
+            columns = features.permute(0, 2, 3, 1).unflatten(-1, (HEIGHTS, CLASS_FEATURES))
+            return (columns @ embeddings).argmax(dim=-1).to(torch.uint8)
         voxels = features.permute(0, 2, 3, 1).reshape(-1, CLASS_FEATURES)
         parts = voxels.split(_VOXELS_AT_ONCE.get(features.device.type, _VOXELS_AT_ONCE["cuda"]))
         classes = torch.cat([(part @ embeddings).argmax(dim=-1).to(torch.uint8) for part in parts])
@@ -178,7 +183,7 @@ def doubled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
             window = padded[:, :, row : row + height + 1, column : column + width + 1]
             part = functional.conv2d(window, _added(rows, 3, column), bias)
             if found is None:
-                found = part.new_empty((len(x), 2 * height, 2 * width, len(weight))).permute(0, 3, 1, 2)
+                found = part.new_empty((x.shape[0], 2 * height, 2 * width, weight.shape[0])).permute(0, 3, 1, 2)
             found[:, :, row::2, column::2] = part
     return found  # type: ignore[return-value]
 

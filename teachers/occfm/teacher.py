@@ -183,6 +183,8 @@ class OccFMTeacher(Teacher):
             path = Path(self.settings.weights)
             self._fill_compressor(read_weights(path), path)
         assert self._compressor is not None
+        if torch.compiler.is_exporting():  # which allows no move, not even one to where it is
+            return self._compressor
         return self._compressor.to(device)
 
     def carried(self) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class SanaTeacher(PipelineTeacher):
     def velocity(self, network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's -N; the only place where time and sign are turned round."""
         scale = self.architecture["transformer"].get("timestep_scale") or 1.0
-        label = (1000 * (1 - t.float())).clamp(0, _LARGEST_LABEL) * scale
+        label = (1000 * (1 - t.float())).clamp(0.0, _LARGEST_LABEL) * scale
         dtype = dtype_of(network)
         prediction = network(
             x.to(dtype),

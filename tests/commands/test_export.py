@@ -68,8 +68,7 @@ def test_a_damaged_benchmark_report_is_an_error(run, unchecked):
 
 @pytest.mark.parametrize(
     ("flag", "why"),
-    [("lora", "nothing to export as LoRA"), ("merged", "no adapter to merge"), ("diffusers", "no diffusers pipeline"),
-     ("onnx", "not available")],
+    [("lora", "nothing to export as LoRA"), ("merged", "no adapter to merge"), ("diffusers", "no diffusers pipeline")],
 )  # fmt: skip
 def test_formats_this_student_cannot_have(run, flag, why):
     with pytest.raises(MfdError, match=why):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mfd_cli.config.schema import Lora
 from mfd_cli.errors import MfdError, RunStopped
 from mfd_cli.flow import time_grid
-from mfd_cli.inference import pipeline_exports
+from mfd_cli.inference import export_folders, pipeline_exports
 from mfd_cli.inference.pipeline_exports import check_folder, export_pipeline, refusal
 from mfd_cli.inference.sampler import load_student
 from mfd_cli.networks.roles import share_base
@@ -152,7 +152,7 @@ def test_foreign_files_are_left_alone(student, tmp_path, unchecked, name):
 
 
 def test_space_is_asked_for_first(student, tmp_path, unchecked, monkeypatch):
-    monkeypatch.setattr(pipeline_exports, "free_bytes", lambda path: 900_000)
+    monkeypatch.setattr(export_folders, "free_bytes", lambda path: 900_000)
     export_pipeline(student, tmp_path / "small", "lora")
     with pytest.raises(RunStopped, match=r"1.0 MB needed, 900.0 kB free"):
         export_pipeline(student, tmp_path / "a" / "b", "diffusers")
@@ -161,7 +161,7 @@ def test_space_is_asked_for_first(student, tmp_path, unchecked, monkeypatch):
 
 def test_formats_are_refused_with_the_reason(student, tiny_sana, tmp_path, monkeypatch):
     assert [refusal(flag, student) for flag in ("--lora", "--merged", "--diffusers")] == [None] * 3
-    assert "absolute path" in str(refusal("--safetensors", student)) and "--merged" in str(refusal("--onnx", student))
+    assert "absolute path" in str(refusal("--safetensors", student)) and refusal("--onnx", student) is None
     full = load_student(stored(tmp_path / "full", tiny_sana, weights="full"))
     assert refusal("--diffusers", full) is None
     assert "nothing to export as LoRA" in str(refusal("--lora", full))
@@ -186,7 +186,7 @@ def test_families_without_a_pipeline_keep_to_the_single_file(tmp_path):
     toy = load_student(run.root)
     assert refusal("--safetensors", toy) is None
     assert "no diffusers pipeline" in str(refusal("--diffusers", toy))
-    assert refusal("--diffusers", toy).allowed == "--safetensors"
+    assert refusal("--diffusers", toy).allowed == "--safetensors, --onnx"
 
 
 @pytest.mark.slow
