@@ -31,6 +31,8 @@ from mfd_cli.store.tensors import read_tensors, write_tensors
 
 FORMAT = 1
 _NAME = re.compile(r"update-(\d{6,})(?:\.(\d+))?")
+#: a file in a checkpoint; no path, and no name that a disk might refuse
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 #: what stands aside while a checkpoint of the same position takes its place
 _REPLACED = re.compile(r"\.(update-[\d.]+)\.old")
 
@@ -121,7 +123,7 @@ def verify(path: Path) -> Checkpoint:
     problems = []
     for name, (size, digest) in files.items():
         file = path / name
-        if Path(name).name != name or "\0" in name or not file.is_file():
+        if not _FILE.fullmatch(name) or not file.is_file():
             problems.append(f"{name} is missing")
         elif file.stat().st_size != size:
             problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")

@@ -259,7 +259,7 @@ def _writing(plan: Plan, workshop: Workshop, reporter: Reporter) -> Iterator[Ses
         session.open(plan.checkpoint)
         try:
             yield session
-        except (Interrupted, KeyboardInterrupt) as error:
+        except (Interrupted, KeyboardInterrupt, SystemExit) as error:
             session.closed("interrupted", getattr(error, "found", "stopped at once"))
             raise
         except RunStopped as error:
