@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -339,6 +340,8 @@ def teachers_train(
 def main() -> None:
     """Runs the command line and exits with the contract's codes."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    # so that a command tidies up that has no better answer to SIGTERM, as it does after Ctrl-C
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         code = app(_common_first(sys.argv[1:]), standalone_mode=False)
     except MfdError as error:
@@ -353,6 +356,8 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         sys.exit(_unexpected(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code if isinstance(code, int) else 0)
 
 

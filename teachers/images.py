@@ -19,7 +19,7 @@ from teachers.errors import TeacherError
 from teachers.files import sha256
 from teachers.networks.dit import DiT
 from teachers.settings import Settings, Strict, TeacherSettings
-from teachers.weights import load_into, read_header, read_tensors
+from teachers.weights import load_into, read_header, read_tensors, require_fit
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _LARGEST = 128  # pixels a side; attention over all patches is meant for small images
@@ -57,13 +57,18 @@ class ImagesTeacher(Teacher):
             TeacherError: the file holds no DiT of mfd; MfdError: it is missing or damaged.
         """
         path = Path(settings.weights)
-        header = read_header(path)
+        header, tensors = read_header(path), read_tensors(path)
         try:
             teacher = cls(settings, header["architecture"])
+            # a file can claim any size; time and memory are taken for what it holds
+            if teacher.architecture["image_size"] > _LARGEST or teacher.architecture["depth"] > len(tensors):
+                raise ValueError(f"image_size {teacher.architecture['image_size']}, {len(tensors)} tensors")
+            with torch.device("meta"):
+                require_fit(teacher.build_network(), tensors, path)
             network = teacher.build_network()
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise TeacherError(f"{path}: holds no teacher of type '{settings.type}' ({error})") from error
-        load_into(network, read_tensors(path), path)
+        load_into(network, tensors, path)
         teacher.network = network.eval().requires_grad_(False)
         return teacher
 

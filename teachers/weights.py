@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header = json.loads(metadata[HEADER])
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise MfdError(
             f"{path}: a safetensors file, but not one that mfd wrote",
             allowed="a run folder, a checkpoint in it, or a file made by `mfd export`",
@@ -61,6 +62,16 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
     Raises:
         MfdError: names or shapes differ; lists them.
     """
+    require_fit(module, tensors, path)
+    module.load_state_dict(dict(tensors))
+
+
+def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses weights that do not match a module, which may be without memory (on the meta device).
+
+    Raises:
+        MfdError: names or shapes differ; lists them.
+    """
     expected = module.state_dict()
     wrong = [f"missing {name}" for name in expected.keys() - tensors.keys()]
     wrong += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
@@ -72,10 +83,9 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise MfdError(f"{path}: weights do not fit the network: {'; '.join(sorted(wrong)[:5])}{more}")
-    module.load_state_dict(dict(tensors))
 
 
 def _unreadable(path: Path, error: Exception) -> MfdError:
-    if isinstance(error, FileNotFoundError) or not path.exists():
+    if isinstance(error, FileNotFoundError) or not os.path.exists(path):
         return MfdError(f"{path}: no such file", allowed="a .safetensors file", do="check the path")
     return MfdError(f"{path}: not a readable safetensors file ({error})", do="copy or make it again")

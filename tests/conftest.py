@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +97,16 @@ def tiny_occfm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("occfm") / "tiny.safetensors"
     save_file(teacher.weights(teacher.build_network()), path)
     return path
+
+
+@pytest.fixture
+def disk() -> Callable[..., Any]:
+    """`Disk` of dying.py: a disk under a process that dies."""
+    spec = importlib.util.spec_from_file_location("dying", Path(__file__).with_name("dying.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Disk
 
 
 Command = Callable[..., "subprocess.Popen[str]"]

@@ -61,6 +61,8 @@ BANNED_METHODS = {"nan_to_num", "nan_to_num_"}
 BANNED_FLAGS = {
     "shell": True, "allow_pickle": True, "trust_remote_code": True, "weights_only": False, "use_safetensors": False,
 }  # fmt: skip
+#: code from elsewhere, whatever the value
+BANNED_KEYWORDS = {"custom_pipeline", "custom_revision"}
 
 
 def module_name(path):
@@ -126,8 +128,11 @@ def banned_uses(tree):
             safe = called == "torch.load" and any(ast.unparse(item) == "weights_only=True" for item in node.keywords)
             yield f"line {node.lineno}: {called}({'weights_only=True' if safe else ''})"
         for keyword in node.keywords:
-            value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-            if keyword.arg in BANNED_FLAGS and value is BANNED_FLAGS[keyword.arg]:
+            if keyword.arg in BANNED_KEYWORDS:
+                yield f"line {node.lineno}: {keyword.arg}"
+            # what is no plain True or False may be either
+            value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ast.unparse(keyword.value)
+            if keyword.arg in BANNED_FLAGS and value is not (not BANNED_FLAGS[keyword.arg]):
                 yield f"line {node.lineno}: {keyword.arg}={value}"
 
 
@@ -213,7 +218,8 @@ def test_the_check_of_imports_can_fail(name, text):
         "import pickle", "from joblib import load", "torch.load(path)", "torch.save(x, path)", "yaml.load(text)",
         "torch.load(path, weights_only=True)", "eval(text)", "exec(text)", "os.system(text)", "run(text, shell=True)",
         "np.load(path, allow_pickle=True)",
-        "load(name, trust_remote_code=True)", "torch.nan_to_num(x)", "x.nan_to_num_()", "read(f, weights_only=False)",
+        "load(name, trust_remote_code=True)", "load(name, trust_remote_code=flag)", "load(name, custom_pipeline=name)",
+        "load(name, use_safetensors=None)", "torch.nan_to_num(x)", "x.nan_to_num_()", "read(f, weights_only=False)",
     ],
 )  # fmt: skip
 def test_the_check_of_dangerous_calls_can_fail(text):

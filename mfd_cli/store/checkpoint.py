@@ -6,10 +6,9 @@ SHA-256. The folder is written under a hidden name, synced and renamed, so a kil
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,25 @@ from typing import Any
 from torch import Tensor
 
 from mfd_cli.errors import MfdError, RunStopped
-from mfd_cli.store.files import free_bytes, human, remove_leftovers, sha256, whole_folder, write_json
+from mfd_cli.store.files import (
+    disk_errors,
+    free_bytes,
+    human,
+    read_json,
+    remove,
+    remove_leftovers,
+    sha256,
+    whole_folder,
+    write_json,
+)
 from mfd_cli.store.tensors import read_tensors, write_tensors
 
 FORMAT = 1
 _NAME = re.compile(r"update-(\d{6,})(?:\.(\d+))?")
+#: a file in a checkpoint; no path, and no name that a disk might refuse
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+#: what stands aside while a checkpoint of the same position takes its place
+_REPLACED = re.compile(r"\.(update-[\d.]+)\.old")
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ def save_checkpoint(
         write_json(aside / "state.json", {"format": FORMAT, "update": update, "inside": inside, **state})
         write_json(aside / "manifest.json", {"format": FORMAT, "files": _listing(aside)})
     verify(path)
-    _prune(folder, (update, inside), keep)
+    with disk_errors(path):
+        _prune(folder, (update, inside), keep)
     return path
 
 
@@ -97,10 +111,10 @@ def verify(path: Path) -> Checkpoint:
         MfdError: files are missing, cut, changed, or of a newer format; all of them are listed.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(path / "manifest.json")
         version = int(manifest["format"])
         files = {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise MfdError(
             f"{path}: no readable manifest.json ({error})", do="resume from an earlier checkpoint"
         ) from error
@@ -109,7 +123,7 @@ def verify(path: Path) -> Checkpoint:
     problems = []
     for name, (size, digest) in files.items():
         file = path / name
-        if Path(name).name != name or not file.is_file():
+        if not _FILE.fullmatch(name) or not file.is_file():
             problems.append(f"{name} is missing")
         elif file.stat().st_size != size:
             problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
@@ -117,27 +131,44 @@ def verify(path: Path) -> Checkpoint:
             problems.append(f"{name} has changed (SHA-256 differs)")
     if problems or "state.json" not in files:
         raise MfdError(f"{path}: damaged: {'; '.join(problems) or 'state.json is not listed'}")
-    return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8")))
+    try:
+        state = read_json(path / "state.json")
+        state["update"], state["inside"] = int(state["update"]), int(state["inside"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise MfdError(f"{path}: state.json has no position ({error})") from error
+    return Checkpoint(path, state)
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with newer ones that were passed over."""
+def newest_valid(
+    folder: Path, foreign: Callable[[Checkpoint], str | None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with newer ones that were passed over.
+
+    Args:
+        folder: the run's checkpoints folder.
+        foreign: why a checkpoint is another run's, if it is.
+    """
     passed_over: list[str] = []
-    for _, path in reversed(_sorted(folder)):
+    for _, path in sorted([*_sorted(folder), *_replaced(folder)], reverse=True):
         try:
-            return verify(path), passed_over
+            found = verify(path)
         except MfdError as error:
             passed_over.append(error.found)
+            continue
+        why = foreign(found)
+        if why is None:
+            return found, passed_over
+        passed_over.append(f"{path}: {why}")
     return None, passed_over
 
 
 def set_aside_after(checkpoint: Checkpoint) -> None:
-    """Renames the damaged checkpoints that were passed over for this one, so that they no longer count as kept."""
-    position = int(checkpoint.state["update"]), int(checkpoint.state["inside"])
+    """Renames the checkpoints that were passed over for this one, so that they no longer count as kept."""
+    position = checkpoint.state["update"], checkpoint.state["inside"]
     for later, path in _sorted(checkpoint.path.parent):
         if later > position:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            aside = path.with_name(f"passed-over-{path.name}")
+            remove(aside)
             path.rename(aside)
 
 
@@ -147,7 +178,7 @@ def _prune(folder: Path, newest: tuple[int, int], keep: int) -> None:
     before = [path for position, path in found if position < newest]
     after = [path for position, path in found if position > newest]
     for path in [*after, *before[: max(0, len(before) - keep + 1)]]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:
@@ -165,3 +196,14 @@ def _sorted(folder: Path) -> list[tuple[tuple[int, int], Path]]:
         if match := _NAME.fullmatch(path.name):
             found.append(((int(match[1]), int(match[2] or 0)), path))
     return sorted(found)
+
+
+def _replaced(folder: Path) -> list[tuple[tuple[int, int], Path]]:
+    """Checkpoints that a killed process had moved aside to replace, and did not replace."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        place = _REPLACED.fullmatch(path.name)
+        match = _NAME.fullmatch(place[1]) if place else None
+        if place and match and not os.path.lexists(folder / place[1]):
+            found.append(((int(match[1]), int(match[2] or 0)), path))
+    return found

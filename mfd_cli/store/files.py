@@ -16,7 +16,12 @@ from typing import Any
 
 from mfd_cli.errors import RunStopped
 
-_ASIDE = re.compile(r"\..+\.(?:[0-9a-f]{8}|old)")
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?:[0-9a-f]{8}|(?P<old>old))")
+#: files by which processes find out about each other and about the disk
+_MARKS = (".lock", ".writable")
+#: what a system says that cannot sync a folder, which is no failure of the disk
+_NO_SYNC = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR, errno.ENOTSUP, errno.ENOSYS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -64,10 +69,11 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             sync_folder(aside)
             if replace and path.exists():
                 old = path.with_name(f".{path.name}.old")
-                shutil.rmtree(old, ignore_errors=True)
+                remove(old)
                 os.rename(path, old)
                 os.rename(aside, path)
-                shutil.rmtree(old, ignore_errors=True)
+                sync_folder(path.parent)
+                remove(old)
             else:
                 os.rename(aside, path)
             sync_folder(path.parent)
@@ -75,21 +81,66 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, if it is there; a link goes itself, never what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process left of unfinished writes; only for a folder that nobody else is writing to."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _ASIDE.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Undoes what a killed process left unfinished; only for a folder that nobody else is writing to.
+
+    What was aside to be replaced, and was not, comes back to its place.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if found := _ASIDE.fullmatch(path.name):
+            place = path.with_name(found["name"])
+            if found["old"] and not os.path.lexists(place):
+                os.rename(path, place)
+            else:
+                remove(path)
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a process leaves that was killed before it wrote anything."""
+    return all(path.name in _MARKS or _ASIDE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or holds anything else.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
 
 
 def sync_folder(path: Path) -> None:
-    """Makes a rename inside a folder survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
+    """Makes a rename inside a folder survive a power cut, where the system can.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def sha256(path: Path) -> str:
@@ -128,7 +179,7 @@ def _sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turns a full or read-only disk inside the block into RunStopped.
+    """Turns a full, read-only or failing disk inside the block into RunStopped.
 
     Args:
         path: what is being written.
@@ -137,10 +188,11 @@ def disk_errors(path: Path, size: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if error.errno not in (*_NO_ROOM, errno.EROFS, errno.EIO):
             raise
+        mend = "make room" if error.errno in _NO_ROOM else "see to the disk"
         needed = f", {human(size)} needed" if size is not None else ""
         raise RunStopped(
             f"{path}: {error.strerror}{needed}, {human(free_bytes(path.parent))} free",
-            do="make room; what was saved before is unharmed, and `--resume` continues from it",
+            do=f"{mend}; what was saved before is unharmed, and `--resume` continues from it",
         ) from error

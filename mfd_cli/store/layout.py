@@ -7,14 +7,13 @@ and, where students are judged while they train, `best/update-NNNNNN/`; `runs/la
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mfd_cli.errors import MfdError
-from mfd_cli.store.files import write_bytes, write_json
+from mfd_cli.store.files import read_json, write_bytes, write_json
 
 RUNS = Path("runs")
 #: the two files of a student's folder
@@ -89,8 +88,8 @@ class RunFolder:
             MfdError: it is missing or damaged.
         """
         try:
-            return dict(json.loads(self.record.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return read_json(self.record)
+        except (OSError, ValueError) as error:
             raise MfdError(f"{self.record}: cannot be read ({error})", do="is this a run folder of mfd?") from error
 
     def read_report(self) -> dict[str, Any] | None:
@@ -102,8 +101,8 @@ class RunFolder:
         if not self.report.is_file():
             return None
         try:
-            return dict(json.loads(self.report.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return read_json(self.report)
+        except (OSError, ValueError) as error:
             raise MfdError(f"{self.report}: cannot be read ({error})", do="remove it") from error
 
     def update_record(self, **changes: Any) -> None:

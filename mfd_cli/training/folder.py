@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from mfd_cli.config.load import LoadedRecipe, difference, load_recipe
 from mfd_cli.errors import MfdError, RunStopped
 from mfd_cli.store.checkpoint import Checkpoint, newest_valid, require_space
+from mfd_cli.store.files import is_unused, remove
 from mfd_cli.store.layout import RunFolder
 
 #: keys that change nothing about the weights, so a resumed run may change them
@@ -49,7 +49,7 @@ def plan_run(folder: Path, recipe: LoadedRecipe, *, resume: bool, force: bool) -
         return _resumed(run, recipe)
     if folder.exists() and not folder.is_dir():
         raise MfdError(f"{folder}: a file stands where the run folder should be", do="choose another folder with -o")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
+    if folder.is_dir() and not is_unused(folder) and not force:
         what = f"a run ({run.read_record().get('status')})" if run.is_run() else "files that are not a run's"
         raise MfdError(
             f"{folder}: holds {what} and would be overwritten",
@@ -65,21 +65,39 @@ def _resumed(run: RunFolder, recipe: LoadedRecipe) -> Plan:
     if not run.is_run():
         raise MfdError(f"{run.root}: no run to resume", do="leave out --resume to start it, or name its folder with -o")
     stored = load_recipe(str(run.recipe)).resolved
-    changes = [line for line in difference(stored, recipe.resolved) if not line.startswith(_HARMLESS)]
+    changes = _changes(stored, recipe.resolved)
     if changes:
         raise MfdError(
             f"{run.root}: the recipe differs from the one the run began with: {'; '.join(changes)}",
             allowed="changes under log, guards and evaluate, train.threads and name",
             do=f"resume with `{resume_command(run)}`, or start anew with -o or --force",
         )
-    if run.read_record().get("status") == "finished":
+    record = run.read_record()
+    if record.get("status") == "finished":
         return Plan(run, finished=True)
-    checkpoint, passed_over = newest_valid(run.checkpoints)
+    checkpoint, passed_over = newest_valid(run.checkpoints, lambda found: _foreign(found, stored, record))
     if checkpoint is None:
         why = f" ({'; '.join(passed_over)})" if passed_over else ""
         raise MfdError(f"{run.root}: no checkpoint to resume from{why}", do="start again with --force")
     notes = [f"passed over {text}" for text in passed_over]
     return Plan(run, checkpoint, notes=(*notes, f"continues from {checkpoint.path.name}"))
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Where two resolved recipes differ in what decides about the weights."""
+    return [line for line in difference(old, new) if not line.startswith(_HARMLESS)]
+
+
+def _foreign(checkpoint: Checkpoint, recipe: dict[str, Any], record: dict[str, Any]) -> str | None:
+    """Why a checkpoint is not one of the run with this recipe and record, if it is not."""
+    student = checkpoint.state.get("student")
+    if not isinstance(student, dict) or not isinstance(student.get("recipe"), dict):
+        return "its state names no recipe"
+    if changes := _changes(recipe, student["recipe"]):
+        return f"another run's: {'; '.join(changes)}"
+    if record.get("teacher", student.get("identity")) != student.get("identity"):
+        return "another run's: its teacher is another"
+    return None
 
 
 def open_folder(plan: Plan, size: int) -> None:
@@ -116,7 +134,7 @@ def resume_command(run: RunFolder) -> str:
 def remove_run(run: RunFolder) -> None:
     """Removes what an earlier run wrote, and nothing else that lies in the folder."""
     for folder in (run.previews, run.checkpoints, run.best, run.student):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     # the record last: a removal that was cut short still leaves a run, which --force replaces
     for path in (run.metrics, run.recipe, run.report, run.record):
         path.unlink(missing_ok=True)

@@ -65,18 +65,20 @@ def launch(arguments: Sequence[str], processes: int, *, cpu: bool) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Waits for every rank and returns the first exit code that is not 0; a failure gives the others a while to end."""
+    """Waits for every rank; returns the code of the one that failed first, whose end the others' may only follow."""
     deadline: float | None = None
+    first = 0
     while None in (states := [rank.poll() for rank in ranks]):  # all of them: a look at one says nothing of the next
         if deadline is None and any(states):
+            first = next(code for code in states if code)
             deadline = time.monotonic() + _GRACE
         if deadline is not None and time.monotonic() > deadline:
             for rank in ranks:
                 if rank.poll() is None:
                     rank.kill()
         time.sleep(0.1)
-    codes = [128 - rank.returncode if rank.returncode < 0 else rank.returncode for rank in ranks]
-    return next((code for code in codes if code), 0)
+    code = first or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return 128 - code if code < 0 else code
 
 
 def _free_port() -> int:

@@ -235,6 +235,8 @@ class Session:
         trainer, workshop = self.trainer, self.workshop
         progress = trainer.snapshot()  # gathers counts from every process
         if self.main:
+            if self._metrics is not None:
+                self._metrics.sync()  # no line before a checkpoint is lost with the power
             path = checkpoints.save(
                 self.run.checkpoints, roles=workshop.roles, progress=progress, update=trainer.update,
                 inside=trainer.inside, student=workshop.student_config(trainer.update), keep=workshop.recipe.log.keep,
@@ -312,8 +314,8 @@ def _writing(plan: Plan, workshop: Workshop, judge: QuickJudge, reporter: Report
         session.open(plan.checkpoint)
         try:
             yield session
-        except (Interrupted, KeyboardInterrupt) as error:
-            session.closed("interrupted", getattr(error, "found", "stopped at once by a second Ctrl-C"))
+        except (Interrupted, KeyboardInterrupt, SystemExit) as error:
+            session.closed("interrupted", getattr(error, "found", "stopped at once"))
             raise
         except RunStopped as error:
             session.closed("stopped", error.found)

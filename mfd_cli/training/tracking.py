@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,15 @@ class MetricsFile:
         """
         with disk_errors(Path(self._file.name)):
             self._file.write((json.dumps(numbers) + "\n").encode())
+
+    def sync(self) -> None:
+        """Has the lines on the disk.
+
+        Raises:
+            RunStopped: the disk is full or fails.
+        """
+        with disk_errors(Path(self._file.name)):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""

@@ -255,7 +255,7 @@ class PipelineTeacher(PromptTeacher):
         import diffusers
 
         source = self.source
-        parts = [name for name, entry in source.index.items() if isinstance(entry, list) and entry[0] is not None]
+        parts = [name for name, entry in source.index.items() if isinstance(entry, list) and entry[:1] != [None]]
         for part in parts:
             source.part_class(part)  # refuses code of the repository
         without = {part: None for part in parts if part not in (*self.text_parts, "scheduler")}
@@ -265,7 +265,7 @@ class PipelineTeacher(PromptTeacher):
                     source.folder, torch_dtype=DTYPES[self.settings.encoder_dtype], use_safetensors=True,
                     variant=source.variant, local_files_only=True, **without,
                 )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise loading.unreadable(source, "text_encoder", error) from error
         return pipeline.to(self.device)
 

@@ -68,18 +68,19 @@ class Source:
         Raises:
             TeacherError: the pipeline has no such part, or its class comes from anywhere but diffusers or transformers.
         """
-        library, name = self.index.get(part) or (None, None)
-        if library is None or name is None:
+        found = self.index.get(part)
+        if not (isinstance(found, list) and len(found) == 2 and all(isinstance(word, str) for word in found)):
             raise TeacherError(f"{self.model}: the pipeline has no {part}", allowed="a complete pipeline")
+        library, name = found
         if library not in _LIBRARIES:
             raise TeacherError(
                 f"{self.model}: its {part} is code of the repository ({library}.{name})",
                 allowed="parts from diffusers and transformers; code that comes with weights is never run",
             )
-        found = getattr(importlib.import_module(library), name, None)
-        if found is None:
+        kind = getattr(importlib.import_module(library), name, None)
+        if not isinstance(kind, type):
             raise TeacherError(f"{self.model}: this version of {library} has no {name}", do=f"upgrade {library}")
-        return found
+        return kind
 
     def load(self, part: str, dtype: torch.dtype) -> nn.Module:
         """One part with its weights in a type.
@@ -222,7 +223,7 @@ def _digest(folder: Path, parts: tuple[str, ...], variant: str | None) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise TeacherError(
             f"{path}: cannot be read ({error})", allowed="the folder of a complete diffusers pipeline"
         ) from error

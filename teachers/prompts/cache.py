@@ -172,7 +172,7 @@ class EmbeddingCache:
     def _read_verified(self) -> dict[str, list[int]]:
         try:
             content = json.loads((self.folder / _VERIFIED).read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

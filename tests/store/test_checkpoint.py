@@ -213,7 +213,7 @@ def event():
     global count
     count += 1
     if count == where:
-        os._exit(9)
+        os.kill(os.getpid(), 9)
 
 def dying(name, module):
     original = getattr(module, name)
@@ -234,10 +234,8 @@ for child in range(1, 150):
     where = child
     pid = os.fork()
     if pid == 0:
-        import shutil
-        for name in ("fsync", "rename", "replace", "mkdir", "unlink"):
+        for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
             dying(name, os)
-        dying("rmtree", shutil)
         found = newest_valid(folder)[0]
         save(found.state["update"] + 1)
         os._exit(0)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from teachers.errors import MfdError, TeacherError
 from teachers.images import ImageNetwork, ImagesData, ImagesDataSettings, ImagesSettings, ImagesTeacher, read_images
+from teachers.networks.dit import DiT
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
 from teachers.weights import HEADER
@@ -250,3 +251,18 @@ def test_digits_weights_of_another_kind_are_refused(tmp_path):
     other = kind.load(kind.Settings(type="digits", weights=str(path)))
     with pytest.raises(TeacherError, match=r"images of \[1, 8, 8\]"):
         data_registry.get("digits").load(data_registry.get("digits").Settings(type="digits"), other)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("width", 2**20), ("depth", 10**9), ("image_size", 2**20), ("num_classes", 10**9), ("channels", 10**9),
+     ("mlp_ratio", 1e308), ("patch_size", 0), ("heads", 0), ("depth", None), ("width", "8"), ("width", [8])],
+)  # fmt: skip
+def test_a_file_that_claims_sizes_it_does_not_have_takes_no_memory(tmp_path, key, value):
+    path = tmp_path / "teacher.safetensors"
+    tensors = DiT(**ARCHITECTURE).state_dict()
+    save_file(tensors, path, {"mfd": json.dumps({"architecture": ARCHITECTURE})})
+    assert ImagesTeacher.load(ImagesSettings(type="images", weights=str(path)))
+    save_file(tensors, path, {"mfd": json.dumps({"architecture": {**ARCHITECTURE, key: value}})})
+    with pytest.raises(MfdError, match="holds no teacher of type 'images'|weights do not fit the network"):
+        ImagesTeacher.load(ImagesSettings(type="images", weights=str(path)))

@@ -47,6 +47,40 @@ def loss(method, batch):
 Method.student_loss = loss
 """
 
+#: rank 1 fails alone in the fourth student step
+FAILING = """
+import os, time
+from mfd_cli.errors import RunStopped
+from mfd_cli.methods.mfd import MeanFlowDistillation as Method
+original, calls = Method.student_loss, []
+def loss(method, batch):
+    calls.append(1)
+    if len(calls) == 4 and os.environ.get("RANK") == "1":
+        open("failed-at.txt", "w").write(str(time.time()))
+        raise ERROR
+    return original(method, batch)
+Method.student_loss = loss
+"""
+
+#: rank 1 alone gets a signal in the fourth student step; each rank writes down where it ended
+SIGNALLED = """
+import os, signal
+from mfd_cli.methods.mfd import MeanFlowDistillation as Method
+from mfd_cli.training.trainer import Trainer
+original, run, calls = Method.student_loss, Trainer.run, []
+def loss(method, batch):
+    calls.append(1)
+    if len(calls) == 4 and os.environ.get("RANK") == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(method, batch)
+def watched(trainer, *arguments):
+    try:
+        run(trainer, *arguments)
+    finally:
+        open(f"stopped-{os.environ['RANK']}.txt", "w").write(str(trainer.progress.step))
+Method.student_loss, Trainer.run = loss, watched
+"""
+
 
 def settings(*texts: str) -> list[str]:
     return [word for text in texts for word in ("--set", text)]
@@ -163,4 +197,41 @@ def test_the_exit_code_is_that_of_the_first_rank_that_failed(codes: tuple[int, i
 def test_a_rank_that_hangs_after_another_failed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_GRACE", 0.2)
     ranks = [Rank(None), Rank(2)]
-    assert module._wait(ranks) == 137 and ranks[0].killed  # type: ignore[arg-type]
+    assert module._wait(ranks) == 2 and ranks[0].killed  # type: ignore[arg-type]
+
+
+def test_the_rank_that_failed_first_says_why_the_job_ended() -> None:
+    assert module._wait([Rank(1, polls=3), Rank(3)]) == 3  # type: ignore[list-item]
+    assert module._wait([Rank(0), Rank(-11), Rank(1, polls=3)]) == 139  # type: ignore[list-item]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plugin", "code", "words"),
+    [
+        (FAILING.replace("ERROR", "ZeroDivisionError('rank one only')"), 1, "ZeroDivisionError: rank one only"),
+        (FAILING.replace("ERROR", "RunStopped('rank one only')"), 3, "error: rank one only"),
+    ],
+    ids=["a fault", "an error of ours"],
+)
+def test_a_rank_that_fails_alone_ends_the_job_with_its_message(plugin: str, code: int, words: str, start: Any) -> None:
+    process = start("distill", "tiny.yaml", *TWO, *settings("log.checkpoint_every=2"), plugin=plugin)
+    _, told = process.communicate(timeout=240)
+    # the time until training begins is not counted in the minute that the job has left
+    failed = float(Path("failed-at.txt").read_text())
+    assert time.time() - failed < 60
+    assert process.returncode == code, told
+    assert words in told and "timed out" not in told.lower()
+    assert not list(Path("runs/tiny").rglob(".*.*")), "no temporary file stays"
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_alone_stops_both_at_the_same_step(start: Any) -> None:
+    process = start("distill", "tiny.yaml", *TWO, plugin=SIGNALLED)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 143 and "Traceback" not in told, told
+    found, damaged = newest_valid(Path("runs/tiny/checkpoints"))
+    assert found is not None and not damaged
+    stopped = {Path(f"stopped-{rank}.txt").read_text() for rank in (0, 1)}
+    assert stopped == {str(found.state["progress"]["step"])}
+    assert RunFolder(Path("runs/tiny")).read_record()["status"] == "interrupted"

@@ -135,7 +135,7 @@ def test_a_damaged_newest_checkpoint_falls_back_aloud(monkeypatch: pytest.Monkey
     assert told.texts[1] == "continues from update-000004"
     assert_same(whole, parts)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "damaged-update-000005.1", "update-000004", "update-000006",
+        "passed-over-update-000005.1", "update-000004", "update-000006",
     ]  # fmt: skip
 
 

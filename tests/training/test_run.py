@@ -211,6 +211,9 @@ class Full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return self.file.write(content)
 
+    def fileno(self) -> int:
+        return self.file.fileno()
+
     def close(self) -> None:
         self.file.close()
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 
+from mfd_cli import cli
 from mfd_cli.errors import Interrupted
 from mfd_cli.methods.mfd import MeanFlowDistillation
 from mfd_cli.store.checkpoint import newest_valid
@@ -19,9 +23,11 @@ from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import read_student
 from mfd_cli.training import checkpoints
 from mfd_cli.training import run as story
+from mfd_cli.training.batches import Batches
 from mfd_cli.training.run import distill
 from mfd_cli.training.signals import StopRequest
 from mfd_cli.training.tracking import MetricsFile
+from mfd_cli.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -44,8 +50,13 @@ def signalling(function: Callable[..., Any], number: signal.Signals, call: int, 
 
 MOMENTS = {
     "first preview": (story, "save_preview", 1),
+    "wait for data": (Batches, "part", 3),
     "forward of the auxiliary": (MeanFlowDistillation, "auxiliary_loss", 4),
     "integration of the teacher": (MeanFlowDistillation, "direction", 2),
+    "backward of the auxiliary": (Accelerator, "backward", 5),
+    "backward of the student": (Accelerator, "backward", 6),
+    "optimizer": (torch.optim.AdamW, "step", 5),
+    "check of the gradient": (Trainer, "_check", 5),
     "metrics": (MetricsFile, "write", 2),
     "preview": (story, "save_preview", 2),
     "save": (checkpoints, "save_checkpoint", 1),
@@ -53,6 +64,8 @@ MOMENTS = {
     "last save": (checkpoints, "save_checkpoint", 3),
     "student": (story, "save_student", 1),
     "last preview": (story, "save_preview", 4),
+    "closing check": (story, "closing_report", 1),
+    "report of the closing check": (story, "write_json", 1),
 }
 
 
@@ -62,6 +75,9 @@ def test_a_signal_at_any_moment_saves_and_the_run_continues_to_the_same_end(
     moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["log.checkpoint_every=2", "log.preview_every=2"]
+    if "closing" in moment:
+        settings += ["evaluate.num=64"]
+        monkeypatch.setattr(story, "closing_report", lambda *_, **__: {"schema": 1})
     number = signal.SIGINT if len(moment) % 2 else signal.SIGTERM
     owner, name, call = MOMENTS[moment]
     before = [signal.getsignal(each) for each in CODES]
@@ -81,6 +97,46 @@ def test_a_signal_at_any_moment_saves_and_the_run_continues_to_the_same_end(
     whole = distill("tiny.yaml", output="whole", overrides=settings)
     assert read_student(run.root).config["weights_sha256"] == read_student(whole.root).config["weights_sha256"]
     assert run.read_record()["status"] == "finished"
+
+
+#: what a command does before training begins, and between training and its end
+OUTSIDE = {
+    "model load": (story, "build", []),
+    "models on their devices": (story, "Session", []),
+    "first files": (story.Session, "open", []),
+    "checkpoint load": (checkpoints, "restore", ["--resume"]),
+    "end of training": (story.Session, "finish", []),
+}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("moment", OUTSIDE)
+def test_a_signal_outside_of_training_ends_the_command_at_once(
+    moment: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["log.checkpoint_every=2"]
+    owner, name, flags = OUTSIDE[moment]
+    if flags:
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(Trainer, "step", signalling(Trainer.step, signal.SIGTERM, 10))
+            distill("tiny.yaml", output="run", overrides=settings)
+    before = [signal.getsignal(each) for each in CODES]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalling(getattr(owner, name), number, 1))
+        patch.setattr(sys, "argv", ["mfd", "distill", "tiny.yaml", "-o", "run", "--set", settings[0], *flags])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == CODES[number]
+    assert [signal.getsignal(each) for each in CODES] == before
+    assert not list(Path().rglob(".*")), "no lock and no temporary file stays"
+    run = RunFolder(Path("run"))
+    assert run.is_run() == (moment not in ("model load", "models on their devices", "first files"))
+    if run.is_run() and not flags:
+        assert run.read_record()["status"] == "interrupted"
+    distill("tiny.yaml", output="run", overrides=settings, resume=run.is_run())
+    whole = distill("tiny.yaml", output="whole", overrides=settings)
+    assert read_student(run.root).config["weights_sha256"] == read_student(whole.root).config["weights_sha256"]
 
 
 @pytest.mark.usefixtures("tiny")
