@@ -95,6 +95,14 @@ def _label(panel: Axes, text: str, at: Sequence[float], away_from: Sequence[floa
     )  # fmt: skip
 
 
+def _legend(panel: Axes, columns: int) -> None:
+    """A legend below the panel, where it covers nothing."""
+    panel.legend(
+        fontsize=12, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False, columnspacing=1,
+        handletextpad=0.5, handlelength=1.5,
+    )  # fmt: skip
+
+
 def _draw_one(panel: Axes, report: dict[str, Any], edge: float) -> None:
     draw = report["draw"]
     ends = [draw["teacher"][-1], draw["auxiliary"][-1]]
@@ -116,7 +124,7 @@ def _draw_one(panel: Axes, report: dict[str, Any], edge: float) -> None:
     half = 0.5 * (high - low).max() + 0.2 * edge
     (left, bottom), (right, top) = ((low + high) / 2 - half).tolist(), ((low + high) / 2 + half).tolist()
     panel.set(xlim=(left, right), ylim=(bottom, top))
-    panel.legend(fontsize=12, loc="best", framealpha=0.9)
+    _legend(panel, 2)
     panel.set_title(f"one draw: s = {draw['s']:g}, t = {draw['t']:g}", fontsize=14)
 
 
@@ -124,19 +132,19 @@ def _draw_all(panel: Axes, report: dict[str, Any], edge: float) -> None:
     points, moves = torch.tensor(report["points"]), torch.tensor(report["moves"])
     panel.scatter(*points.T, s=18, color=_INK, zorder=3, label="student's samples")
     panel.scatter([], [], color=_TARGET, label="target")
-    panel.plot([], [], color=_MOVE, linewidth=3, label="mean of $-s\\,D$, scaled")
+    panel.plot([], [], color=_MOVE, linewidth=3, label="mean of $-s\\,D$")
     panel.quiver(
         *points.T, *moves.T, color=_MOVE, angles="xy", scale_units="xy", width=0.005,
         scale=max(moves.norm(dim=1).quantile(0.9).item(), 1e-9), zorder=4,
     )  # fmt: skip
     panel.set(xlim=(-edge, edge), ylim=(-edge, edge))
-    panel.legend(fontsize=12, loc="center", framealpha=0.9)
+    _legend(panel, 3)
     panel.set_title("the mean over many draws: where samples move", fontsize=14)
 
 
 def picture(figure: Figure, report: dict[str, Any]) -> None:
     """Both panels, over the target."""
-    figure.set_size_inches(11, 6.1)
+    figure.set_size_inches(11, 6.4)
     target = torch.tensor(report["target"])
     edge = 1.12 * target.abs().max().item()
     for panel, draw in zip(figure.subplots(1, 2), (_draw_one, _draw_all), strict=True):
