@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^( *```.*?^ *```)", re.M | re.S)
 LINK = re.compile(r"(\]\()([^)#\s]+)")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml"}
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -71,7 +71,7 @@ def resolved(link: str, path: str) -> str | None:
 
 def inside_docs(path: str) -> bool:
     """Whether mkdocs finds a file by itself."""
-    return path.startswith("docs/")
+    return path.startswith("docs/") and not path.endswith(".py")
 
 
 def home(path: str) -> str:
