@@ -12,6 +12,8 @@ from mfd_cli.errors import MfdError
 def import_plugin(path: Path) -> None:
     """Imports a Python file, whose decorators register teachers, data sources or methods.
 
+    The file may import others next to it. Its folder comes last on the path, so that it hides nothing.
+
     Raises:
         MfdError: no such file, or importing it fails.
     """
@@ -23,6 +25,8 @@ def import_plugin(path: Path) -> None:
         raise MfdError(f"--plugin {path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except MfdError:
