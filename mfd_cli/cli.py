@@ -50,6 +50,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
 teachers_app = typer.Typer(no_args_is_help=True, help="List, check and train teachers.")
+metrics_app = typer.Typer(no_args_is_help=True, help="List metrics, and convert their published weights.")
+app.add_typer(metrics_app, name="metrics")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(teachers_app, name="teachers")
 
@@ -149,6 +151,9 @@ def benchmark(
     compare: Annotated[
         list[str] | None, typer.Option(help="Another run to put in the table.", autocompletion=completion.runs)
     ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE[=MODEL]", help="A further metric; may be repeated.")
+    ] = None,
     json_target: Json = None,
     device: Device = None,
     dtype: Dtype = "fp32",
@@ -158,7 +163,7 @@ def benchmark(
 
     command(
         run, fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps, batch_size=batch_size, num=num,
-        seed=seed, compare=compare or (), json_target=json_target, device=_device(device),
+        seed=seed, compare=compare or (), metrics=metric or (), json_target=json_target, device=_device(device),
         dtype=dtype,
     )  # fmt: skip
 
@@ -189,6 +194,27 @@ def doctor(json_target: Json = None) -> None:
     from mfd_cli.commands.doctor import doctor as command
 
     command(json_target)
+
+
+@metrics_app.command("list")
+def metrics_list(json_target: Json = None) -> None:
+    """List registered metrics. Example: mfd metrics list"""
+    from mfd_cli.commands.metrics import list_metrics
+
+    list_metrics(json_target)
+
+
+@metrics_app.command("convert")
+def metrics_convert(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="fid, aesthetic, hpsv2 or image-reward.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Published .pth or .pt.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.safetensors.")] = None,
+    force: Force = False,
+) -> None:
+    """Turn a metric's published pickle into safetensors. Example: mfd metrics convert hpsv2 HPS_v2.1_compressed.pt"""
+    from mfd_cli.commands.metrics import convert
+
+    convert(name, source, output=output, force=force)
 
 
 @recipes_app.command("list")

@@ -13,10 +13,10 @@ LARGEST = 400  # lines a person can hold in mind
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "sklearn", "scipy", "accelerate", "onnx"}
 
 _BASE = {"mfd_cli.errors", "mfd_cli.flow", "mfd_cli.samplers", "mfd_cli.seeds", "mfd_cli.solvers", "teachers"}
-_LOW = _BASE | {"mfd_cli.config", "mfd_cli.methods", "mfd_cli.networks", "mfd_cli.store"}
+_LOW = _BASE | {"mfd_cli.config", "mfd_cli.methods", "mfd_cli.metrics", "mfd_cli.networks", "mfd_cli.store"}
 _HIGH = _LOW | {"mfd_cli.inference", "mfd_cli.training"}
 _FRONT = {"mfd_cli.console", "mfd_cli.progress", "mfd_cli.plugins", "mfd_cli.completion"}
-_NAMES = {"mfd_cli.methods.registry", "teachers.registry", "teachers.settings", "teachers.errors"}
+_NAMES = {"mfd_cli.methods.registry", "mfd_cli.metrics.registry", "teachers.registry", "teachers.settings", "teachers.errors"}
 
 #: what each layer may import of ours, besides itself; the most specific name counts
 ALLOWED = {
@@ -30,6 +30,8 @@ ALLOWED = {
     "mfd_cli.config": {"mfd_cli.errors", *_NAMES},
     "mfd_cli.methods": _BASE,
     "mfd_cli.methods.registry": {"teachers.registry"},
+    "mfd_cli.metrics": {"mfd_cli.errors", "mfd_cli.seeds", "teachers"},
+    "mfd_cli.metrics.registry": {"teachers.registry"},
     "mfd_cli.networks": {"mfd_cli.errors", "mfd_cli.seeds", "mfd_cli.config.schema", "teachers"},
     "mfd_cli.store": {"mfd_cli.errors", "mfd_cli.config.schema", "teachers.weights"},
     "mfd_cli.inference": _LOW,
@@ -54,6 +56,7 @@ EXCEPTIONS = {
         "import of pickle",
         "the base of an unpickler that looks up a list of stand-ins only",
     ),
+    "mfd_cli/metrics/convert.py": ("torch.load(weights_only=True)", "the converter; tensors and containers only"),
     "teachers/occfm/checkpoints.py": ("torch.load(weights_only=True)", "the converter; tensors and containers only"),
 }
 BANNED_METHODS = {"nan_to_num", "nan_to_num_"}
