@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def _tensors(content: Any, metric: str, source: Path) -> dict[str, Tensor]:
 
 def _load(source: Path) -> Any:
     try:
-        return torch.load(source, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(source, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged pickle can fail in every way there is
         # torch's own words would advise to run it
         asked = re.search(r"GLOBAL (\S+)", str(error))

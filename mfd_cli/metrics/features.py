@@ -186,6 +186,8 @@ class _PictureFrechet(Metric):
         self._extractor, self._details = _NETWORKS[self.features](
             self.settings.type, self.settings.model, against.device
         )
+        width = features_of(self._extractor, torch.zeros(1, 3, 8, 8)).shape[1]
+        require_samples(self.named(self.figure), width, against.num)  # before the reference, which may take long
         reference, self._count = self._reference(against)
         self._to = FrechetTo(self.named(self.figure), reference, against.num, against.seed)
 
@@ -205,7 +207,6 @@ class _PictureFrechet(Metric):
         """Moments of the reference, and of how many pictures, if that is known."""
         if self.settings.reference is None:
             real = in_parts(lambda part: features_of(self._extractor, part), self.real(against))
-            require_samples(self.figure, real.shape[1], against.num)
             return moments(real), len(real)
         place = Path(self.settings.reference).expanduser()
         if place.suffix == ".npz":
