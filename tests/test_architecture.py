@@ -16,7 +16,13 @@ _BASE = {"mfd_cli.errors", "mfd_cli.flow", "mfd_cli.samplers", "mfd_cli.seeds", 
 _LOW = _BASE | {"mfd_cli.config", "mfd_cli.methods", "mfd_cli.metrics", "mfd_cli.networks", "mfd_cli.store"}
 _HIGH = _LOW | {"mfd_cli.inference", "mfd_cli.training"}
 _FRONT = {"mfd_cli.console", "mfd_cli.progress", "mfd_cli.plugins", "mfd_cli.completion"}
-_NAMES = {"mfd_cli.methods.registry", "mfd_cli.metrics.registry", "teachers.registry", "teachers.settings", "teachers.errors"}
+_NAMES = {
+    "mfd_cli.methods.registry",
+    "mfd_cli.metrics.registry",
+    "teachers.registry",
+    "teachers.settings",
+    "teachers.errors",
+}
 
 #: what each layer may import of ours, besides itself; the most specific name counts
 ALLOWED = {

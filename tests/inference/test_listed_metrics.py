@@ -150,7 +150,8 @@ def test_a_student_that_is_its_teacher_is_within_error(teacher):
     student = found["rows"][-1]
     assert student["differences"].keys() == student["metrics"].keys()
     assert all(
-        entry == {"value": 0.0, "standard_error": 0.0, "within_error": True} for entry in student["differences"].values()
+        entry == {"value": 0.0, "standard_error": 0.0, "within_error": True}
+        for entry in student["differences"].values()
     )
     (line,) = [line for line in summary(found) if line.startswith("student - 20-step teacher")]
     assert "length +0 ± 0 (within error)" in line
@@ -160,8 +161,10 @@ def test_a_student_that_is_its_teacher_is_within_error(teacher):
 def test_a_worse_student_is_told_apart_and_the_error_is_paired(teacher):
     rows = contestants(teacher, [Contestant(_student(teacher, 2), 2, "mfd")])
     data = _data(teacher)
-    found = report(rows, data, Effort(fps=False, num=300), reference=Reference(data, 300, 0, _listed({"type": "length"})))
-    few, many, student = found["rows"]
+    found = report(
+        rows, data, Effort(fps=False, num=300), reference=Reference(data, 300, 0, _listed({"type": "length"}))
+    )
+    _, many, student = found["rows"]
     entry = student["differences"]["length"]
     assert entry["value"] == pytest.approx(student["metrics"]["length"] - many["metrics"]["length"])
     lengths = {}
