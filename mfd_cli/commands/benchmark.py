@@ -69,7 +69,7 @@ def benchmark(
     path = str(find(run))
     student = load_student(path, device=device, dtype=dtype)
     notes: list[str] = []
-    judged = quality or not fps
+    judged = quality or not fps or bool(metrics)
     listed = _listed(student, metrics, quality, notes) if judged else []
     teacher = _teacher(path, student, device, dtype, bool(teachers_steps), notes)
     data = _data(student, teacher, judged, notes)
@@ -158,7 +158,7 @@ def _listed(student: Sampler, flags: Sequence[str], required: bool, notes: list[
     """
     from mfd_cli.inference.quality import check_metrics
 
-    asked = [metric for text in flags for metric in _metrics([_block(text)], f"--metric {text}")]
+    asked = _metrics([_block(text) for text in flags], "--metric")
     own = ((student.config.get("recipe") or {}).get("evaluate") or {}).get("metrics") or []
     replaced = {(metric.type, metric.label) for metric in asked}
     stored = [metric for metric in _metrics(own, "evaluate.metrics") if (metric.type, metric.label) not in replaced]

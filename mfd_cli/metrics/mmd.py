@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mfd_cli.errors import MfdError
 from mfd_cli.metrics.contract import Against, Batch, Metric, MetricSettings
 from mfd_cli.metrics.features import check_space, space_of
 from mfd_cli.metrics.frechet import in_parts
@@ -100,7 +101,13 @@ class Mmd(Metric):
         """Features of the real samples, and the bandwidth."""
         own = self.settings
         self._space, self._details = space_of(own.type, own.features, own.model, against)
-        self._to = MmdTo(in_parts(self._space, self.real(against)), own.bandwidth)
+        real = in_parts(self._space, self.real(against))
+        if min(len(real), against.num) < 3:
+            raise MfdError(
+                f"mmd: {len(real)} real and {against.num} generated samples",
+                allowed="at least 3 of each; hundreds for a figure worth quoting",
+            )
+        self._to = MmdTo(real, own.bandwidth)
 
     def rows(self, batch: Batch) -> Tensor:
         """Features [B, F]."""

@@ -236,5 +236,7 @@ def test_features_that_do_not_exist_are_refused_with_those_that_do():
     with pytest.raises(MfdError, match="features: vgg") as caught:
         Mmd(MmdSettings(type="mmd", features="vgg")).prepare(_against())
     assert caught.value.allowed == "samples, inception, dinov2, frechet"
+    with pytest.raises(MfdError, match="mmd: 12 real and 2 generated"):
+        Mmd(MmdSettings(type="mmd")).prepare(_against(num=2))
     with pytest.raises(MfdError, match="neighbours"):
         PrecisionRecall(PrecisionRecallSettings(type="precision-recall", neighbours=12)).prepare(_against())

@@ -92,6 +92,16 @@ def test_wrong_flags_are_refused_before_anything_is_sampled(run, flag, message, 
     assert message in caught.value.found
 
 
+def test_flags_of_one_type_need_labels(run, tiny_clip):
+    with pytest.raises(MfdError, match="clip-score twice"):
+        benchmark(str(run), metrics=2 * [f"clip-score={tiny_clip}"])
+
+
+def test_a_metric_is_measured_beside_speed(run, tiny_clip):
+    found = benchmark(str(run), fps=True, num=4, metrics=[f"clip-score={tiny_clip}"])
+    assert found["rows"][0]["fps"] > 0 and "clip_score" in found["rows"][0]["metrics"]
+
+
 def test_a_recipe_whose_metric_has_no_weights_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     listed = "evaluate.metrics=[{type: clip-score, model: ./nowhere}]"
