@@ -21,8 +21,10 @@ FEW = ["train.updates=2", "train.batch_size=4", "method.aux_updates=1", "log.che
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_clip):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    listed = f"evaluate.metrics=[{{type: clip-score, model: {tiny_clip}}}]"
-    return distill("sana-tiny", output=str(folder), overrides=[*FEW, listed]).root
+    texts = folder.with_name("texts.txt")
+    texts.write_text("\n".join(f"picture number {index}" for index in range(6)))
+    settings = [f"data.path={texts}", f"evaluate.metrics=[{{type: clip-score, model: {tiny_clip}}}]"]
+    return distill("sana-tiny", output=str(folder), overrides=[*FEW, *settings]).root
 
 
 def test_the_closing_check_scores_the_pictures_of_student_and_teacher(run):
