@@ -37,10 +37,11 @@ from workbench import check_targets, deliver, machine, options, run
 from mfd_cli import console
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import Measured, higher_is_better
 from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
 from mfd_cli.inference.sampler import load_data, load_student, load_teacher
 from mfd_cli.methods.registry import methods
+from mfd_cli.metrics.contract import higher_is_better
+from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.training.workshop import build

@@ -23,7 +23,7 @@ from workbench import run
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import higher_is_better
+from mfd_cli.metrics.contract import higher_is_better
 
 Rows = list[dict[str, Any]]
 

@@ -36,8 +36,8 @@ from workbench import check_targets, deliver, machine, options, run
 from mfd_cli import console
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import higher_is_better
 from mfd_cli.methods.mfd import MeanFlowDistillation
+from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.training.workshop import Workshop
 
 SIZES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2]

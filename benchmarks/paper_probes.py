@@ -22,11 +22,11 @@ from mfd_cli import console
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import interpolate, per_row
-from mfd_cli.inference.metrics import higher_is_better
 from mfd_cli.inference.quality import Judge, judge_of
 from mfd_cli.methods.base import Batch, Method
 from mfd_cli.methods.mfd import MeanFlowDistillation, MfdSettings, Solver
 from mfd_cli.methods.times import Times, intervals
+from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.solvers import Field, integrate
 from mfd_cli.training.fields import Fields
 from mfd_cli.training.workshop import Workshop, build

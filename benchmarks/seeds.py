@@ -30,9 +30,11 @@ from workbench import check_targets, deliver, machine, options, run
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import Measured, frechet_distance, sliced_wasserstein
 from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
 from mfd_cli.inference.sampler import load_data, load_student, load_teacher
+from mfd_cli.metrics.frechet import frechet_distance
+from mfd_cli.metrics.sliced import sliced_wasserstein
+from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.seeds import order
 from mfd_cli.store.layout import RunFolder
 from teachers.base import Data

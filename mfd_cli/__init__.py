@@ -10,6 +10,7 @@ The pipeline, in reading order:
     mfd_cli/networks            student, auxiliary and averaged student
     mfd_cli/training            the loop, on whatever devices are present
     mfd_cli/store               run folders, checkpoints, students
+    mfd_cli/metrics             how good samples are
     mfd_cli/inference           sample, measure, export
 """
 

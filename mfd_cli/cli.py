@@ -12,37 +12,8 @@ import typer
 
 from mfd_cli import __version__, completion, console
 from mfd_cli.errors import MfdError
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY.PATH=VALUE",
-        help="Change a recipe's key; checked like the recipe itself.",
-        autocompletion=completion.settings,
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is if left out.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Precision: fp32, bf16 or fp16.")]
-Json = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write JSON; '-' is stdout.")]
-Run = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[RUN]", help="Run folder, checkpoint, export or .safetensors; the newest run if left out.",
-        autocompletion=completion.runs, show_default=False,
-    ),
-]  # fmt: skip
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        metavar="best|last|UPDATE", help="Which student of a run; the finished one if left out.", show_default=False
-    ),
-]
-Recipe = Annotated[
-    str,
-    typer.Argument(metavar="RECIPE", help="YAML file or name of a bundled recipe.", autocompletion=completion.recipes),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace what stands there.")]
+from mfd_cli.groups import metrics, recipes, teachers
+from mfd_cli.options import Checkpoint, Device, Dtype, Force, Json, Overrides, Recipe, Run
 
 #: mistakes in flags: Click's class, or that of the copy of Click inside newer versions of Typer
 _UsageError: Any = typer.BadParameter.__base__
@@ -55,10 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and check recipes.")
-teachers_app = typer.Typer(no_args_is_help=True, help="List, check and train teachers.")
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(teachers_app, name="teachers")
+for name, group in (("recipes", recipes), ("teachers", teachers), ("metrics", metrics)):
+    app.add_typer(group, name=name)
 
 
 def _show_version(asked: bool) -> None:
@@ -159,6 +128,9 @@ def benchmark(
     compare: Annotated[
         list[str] | None, typer.Option(help="Another run to put in the table.", autocompletion=completion.runs)
     ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="TYPE[=MODEL]", help="A further metric; may be repeated.")
+    ] = None,
     json_target: Json = None,
     device: Device = None,
     dtype: Dtype = "fp32",
@@ -167,9 +139,9 @@ def benchmark(
     from mfd_cli.commands.benchmark import benchmark as command
 
     command(
-        run, checkpoint=checkpoint,
-        fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps, batch_size=batch_size, num=num,
-        seed=seed, compare=compare or (), json_target=json_target, device=_device(device),
+        run, checkpoint=checkpoint, fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps,
+        batch_size=batch_size, num=num, seed=seed, compare=compare or (), metrics=metric or (),
+        json_target=json_target, device=_device(device),
         dtype=dtype,
     )  # fmt: skip
 
@@ -232,109 +204,6 @@ def doctor(json_target: Json = None) -> None:
     from mfd_cli.commands.doctor import doctor as command
 
     command(json_target)
-
-
-@recipes_app.command("list")
-def recipes_list(json_target: Json = None) -> None:
-    """List the recipes that ship with mfd. Example: mfd recipes list"""
-    from mfd_cli.commands.recipes import list_recipes
-
-    list_recipes(json_target)
-
-
-@recipes_app.command("show")
-def recipes_show(name: Recipe) -> None:
-    """Print a recipe with its comments. Example: mfd recipes show digits"""
-    from mfd_cli.commands.recipes import show
-
-    show(name)
-
-
-@recipes_app.command("copy")
-def recipes_copy(
-    name: Recipe,
-    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="File; NAME.yaml here if left out.")] = None,
-    force: Force = False,
-) -> None:
-    """Copy a recipe to edit it. Example: mfd recipes copy digits mine.yaml"""
-    from mfd_cli.commands.recipes import copy
-
-    copy(name, None if path is None else str(path), force)
-
-
-@recipes_app.command("check")
-def recipes_check(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Recipe files, folders or names.")],
-    overrides: Overrides = None,
-    json_target: Json = None,
-) -> None:
-    """Check recipes without running them. Example: mfd recipes check mine.yaml"""
-    from mfd_cli.commands.recipes import check
-
-    check(paths, overrides or (), json_target)
-
-
-@recipes_app.command("schema")
-def recipes_schema(
-    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="File; stdout if left out.")] = None,
-    force: Force = False,
-) -> None:
-    """Write the JSON Schema of recipes, for editors. Example: mfd recipes schema recipe.schema.json"""
-    from mfd_cli.commands.recipes import schema
-
-    schema(None if path is None else str(path), force)
-
-
-@teachers_app.command("list")
-def teachers_list(json_target: Json = None) -> None:
-    """List registered teachers. Example: mfd teachers list"""
-    from mfd_cli.commands.teachers import list_teachers
-
-    list_teachers(json_target)
-
-
-@teachers_app.command("check")
-def teachers_check(
-    reference: Annotated[
-        str, typer.Argument(metavar="NAME-OR-RECIPE", help="Teacher or recipe.", autocompletion=completion.teachers)
-    ],
-    overrides: Overrides = None,
-    seed: Annotated[int, typer.Option(help="Seed of the check's noise.")] = 0,
-    json_target: Json = None,
-) -> None:
-    """Prove a teacher's adapter numerically. Example: mfd teachers check digits"""
-    from mfd_cli.commands.teachers import check
-
-    check(reference, overrides=overrides or (), seed=seed, json_target=json_target)
-
-
-@teachers_app.command("convert")
-def teachers_convert(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="occfm: checkpoints, or caches of latents.")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Published .ckpt, or a cache .pkl.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="FILE.safetensors, or a folder for a cache.")
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="ema or raw; ema where there are any if left out.")] = None,
-    force: Force = False,
-) -> None:
-    """Turn a published pickle into safetensors, once. Example: mfd teachers convert occfm CKPT -o FILE.safetensors"""
-    from mfd_cli.commands.teachers import convert
-
-    convert(family, source, output=output, weights=weights, force=force)
-
-
-@teachers_app.command("train")
-def teachers_train(
-    recipe: Recipe,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write.")] = None,
-    overrides: Overrides = None,
-    force: Force = False,
-) -> None:
-    """Train a teacher by flow matching. Example: mfd teachers train recipes/teachers/digits.yaml"""
-    from mfd_cli.commands.teachers import train
-
-    train(recipe, output=output, overrides=overrides or (), force=force)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from mfd_cli.errors import MfdError
 
 
 def import_plugin(path: Path) -> None:
-    """Imports a Python file, whose decorators register teachers, data sources or methods.
+    """Imports a Python file, whose decorators register teachers, data sources, methods or metrics.
 
     The file may import others next to it. Its folder comes last on the path, so that it hides nothing.
 
@@ -18,7 +18,9 @@ def import_plugin(path: Path) -> None:
         MfdError: no such file, or importing it fails.
     """
     if not path.is_file() or path.suffix != ".py":
-        raise MfdError(f"--plugin {path}: no such Python file", allowed="a .py file that registers teachers or methods")
+        raise MfdError(
+            f"--plugin {path}: no such Python file", allowed="a .py file that registers teachers, methods or metrics"
+        )
     name = f"mfd_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -334,6 +334,10 @@ class Data(ABC):
     def condition(self, items: Tensor) -> Condition:
         """Conditions of the items (int64 [B]), on the CPU."""
 
+    def texts(self, items: Tensor) -> list[str] | None:
+        """The prompts that the items are, for scores of pictures against them; None where they are no prompts."""
+        return None
+
     def states(self, items: Tensor) -> Tensor:
         """Real data X_1 as the network sees it [B, *sample_shape]. Raises TeacherError if there is none."""
         raise TeacherError("this data source holds conditions only, no real samples")

@@ -29,6 +29,7 @@ def benchmark(
     num: int | None = None,
     seed: int = 0,
     compare: Sequence[str] = (),
+    metrics: Sequence[str] = (),
     json_target: str | None = None,
     device: str = "cpu",
     dtype: str = "fp32",
@@ -47,12 +48,14 @@ def benchmark(
         num: samples each model is judged by; the recipe's `evaluate.num` if None.
         seed: names noise, conditions and reference.
         compare: further runs or exports whose students join the table.
+        metrics: further metrics, each as "TYPE", "TYPE=MODEL" or a block as in a recipe's `evaluate.metrics`.
         json_target: file to write JSON to, or "-" for stdout and nothing else there.
         device: where to compute.
         dtype: precision that networks compute in: fp32, bf16 or fp16.
 
     Raises:
-        MfdError: flags out of range, no such run, runs that do not compare, too few samples.
+        MfdError: flags out of range, a metric whose weights are missing, no such run, runs that do not compare, too few
+            samples.
         TeacherError: `--quality` for data without real samples.
     """
     students_steps = _step_list(steps, "--steps")
@@ -70,10 +73,12 @@ def benchmark(
     path = str(select(find(run), checkpoint))
     student = load_student(path, device=device, dtype=dtype)
     notes: list[str] = []
+    judged = quality or not fps or bool(metrics)
+    listed = _listed(student, metrics, quality, notes) if judged else []
     teacher = _teacher(path, student, device, dtype, bool(teachers_steps), notes)
-    data = _data(student, teacher, quality or not fps, notes)
+    data = _data(student, teacher, judged, notes)
     effort = _effort(student, fps or not quality, batch_size, num, seed)
-    reference = _reference(data, effort, quality, notes) if quality or not fps else None
+    reference = _reference(data, effort, quality or bool(metrics), listed, device, notes) if judged else None
     rows = contestants(teacher, _students(path, student, students_steps, compare, device, dtype), teachers_steps)
     recipe = (student.config.get("recipe") or {}).get("name")
     result = report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=console.note)
@@ -148,13 +153,71 @@ def _effort(student: Sampler, fps: bool, batch_size: int | None, num: int | None
     )
 
 
-def _reference(data: Data, effort: Effort, required: bool, notes: list[str]) -> Judge | None:
+def _listed(student: Sampler, flags: Sequence[str], required: bool, notes: list[str]) -> list[Any]:
+    """Settings of the metrics that the recipe lists and of those given by --metric, which go before it.
+
+    Raises:
+        MfdError: a flag that names no metric, or a metric whose weights are missing; of the recipe's alone, and where
+            quality was not asked for by name, that is a note.
+    """
+    from mfd_cli.inference.quality import check_metrics
+
+    asked = _metrics([_block(text) for text in flags], "--metric")
+    own = ((student.config.get("recipe") or {}).get("evaluate") or {}).get("metrics") or []
+    replaced = {(metric.type, metric.label) for metric in asked}
+    stored = [metric for metric in _metrics(own, "evaluate.metrics") if (metric.type, metric.label) not in replaced]
+    check_metrics(asked)
+    usable = []
+    for metric in stored:
+        try:
+            check_metrics([metric])
+            usable.append(metric)
+        except MfdError as error:
+            if required:
+                raise
+            notes.append(f"{metric.type} was not measured: {error.found}")
+            console.warn(notes[-1])
+    return [*usable, *asked]
+
+
+def _metrics(blocks: Sequence[Any], where: str) -> list[Any]:
+    """Checked settings of metrics. Raises MfdError for what no recipe could list."""
+    from pydantic import ValidationError
+
+    from mfd_cli.config.schema import Evaluate
+
+    try:
+        return list(Evaluate.model_validate({"metrics": list(blocks)}).metrics)
+    except ValidationError as error:
+        what = "; ".join(str(entry["ctx"]["error"] if "error" in entry.get("ctx", {}) else entry["msg"])
+                         for entry in error.errors())  # fmt: skip
+        raise MfdError(f"{where}: {what}", do="docs/metrics.md lists the metrics and their settings") from error
+
+
+def _block(text: str) -> Any:
+    """A metric's block from "TYPE", "TYPE=MODEL" or YAML in braces."""
+    from mfd_cli.config import strict_yaml
+
+    if text.lstrip().startswith("{"):
+        found = strict_yaml.parse(text, f"--metric {text}", line_numbers=False)
+        if found.mistakes:
+            raise MfdError("; ".join(map(str, found.mistakes)), allowed="{type: TYPE, model: PATH}")
+        return found.data
+    name, equals, model = text.partition("=")
+    if not name or (equals and not model):
+        raise MfdError(f"--metric {text}", allowed="TYPE, TYPE=MODEL, or {type: TYPE, ...} as in a recipe")
+    return {"type": name, "model": model} if equals else {"type": name}
+
+
+def _reference(
+    data: Data, effort: Effort, required: bool, listed: Sequence[Any], device: str, notes: list[str]
+) -> Judge | None:
     """What quality is held against; None, with a note, if the data has none and quality was not asked for by name."""
     from mfd_cli.inference.quality import judge_of
     from teachers.base import TeacherError
 
     try:
-        return judge_of(data, effort.num, effort.seed)
+        return judge_of(data, effort.num, effort.seed, listed, device)
     except TeacherError as error:
         if required:
             raise

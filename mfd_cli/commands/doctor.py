@@ -103,11 +103,12 @@ def _registered() -> tuple[dict[str, dict[str, str]], list[str]]:
     """Origin of every registered name by kind, and what cannot be used, with the reason."""
     from mfd_cli.config.schema import settings_of
     from mfd_cli.methods.registry import methods
+    from mfd_cli.metrics.registry import metrics
     from teachers.registry import RegistryError, data, teachers
 
     registered: dict[str, dict[str, str]] = {}
     broken = []
-    for registry in (teachers, methods, data):
+    for registry in (teachers, methods, data, metrics):
         names = registered[registry.kind] = {}
         for name in registry.names():
             names[name] = registry.origin(name)

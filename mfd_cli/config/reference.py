@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from mfd_cli.config import schema
 from mfd_cli.methods.registry import methods
+from mfd_cli.metrics.registry import metrics
 from teachers.registry import Registry, RegistryError
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
@@ -21,6 +22,7 @@ _TYPED: dict[str, tuple[Registry, str]] = {
     "teacher": (teacher_registry, "The flow model to distill."),
     "method": (methods, "The distillation method."),
     "data": (data_registry, "Where conditions come from."),
+    "evaluate.metrics": (metrics, "One item of the list `evaluate.metrics` (docs/metrics.md defines every figure)."),
 }
 
 _TOP = """# Recipe reference
@@ -81,6 +83,7 @@ def json_schema() -> dict[str, Any]:
             ],
         }
     definitions["recipe"] = _with_blocks(schema.RecipeBase, "recipe", ["teacher", "method", "data"], definitions)
+    definitions["recipe.Evaluate"]["properties"]["metrics"]["items"] = {"$ref": "#/$defs/evaluate.metrics"}
     definitions["recipe"]["properties"]["network"] = {"type": ["object", "null"], "description": schema.FROM_NOTHING}
     definitions["teacher-recipe"] = _with_blocks(
         schema.TeacherRecipeBase, "teacher-recipe", ["teacher", "data"], definitions

@@ -6,14 +6,27 @@ under that name, so `recipe_model` builds the complete schema for the three type
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
+from mfd_cli.config import mistakes
+from mfd_cli.config.strict_yaml import Document
+from mfd_cli.metrics.registry import metrics as metric_registry
 from teachers.registry import Registry, RegistryError
 from teachers.registry import data as data_registry
 from teachers.registry import teachers as teacher_registry
-from teachers.settings import Strict
+from teachers.settings import Settings, Strict
 
 
 def _plain_name(name: str) -> str:
@@ -147,6 +160,26 @@ class Log(Strict):
     trackers: list[Literal["tensorboard", "wandb"]] = Field([], description="Further places metrics go to.")
 
 
+def _metric_block(found: Any) -> Any:
+    """The settings of the metric that a block names by its type."""
+    if isinstance(found, Settings):
+        return found
+    name = found.get("type") if isinstance(found, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"a metric is a block with a type; registered: {', '.join(metric_registry.names())}")
+    try:
+        model = settings_of(metric_registry, name)
+        return model.model_validate_json(json.dumps(found))
+    except RegistryError as error:
+        raise ValueError("; ".join(part for part in (error.found, error.allowed, error.do) if part)) from error
+    except ValidationError as error:
+        inside = mistakes.of_schema(error, model, Document(found, {}, []))
+        raise ValueError("; ".join(f"{mistake.key} {mistake.what}" for mistake in inside)) from error
+
+
+MetricBlock = Annotated[SerializeAsAny[Settings], BeforeValidator(_metric_block)]
+
+
 class Evaluate(Strict):
     """Quality: the quick judgements while a run trains, the check that ends it, and the defaults of `mfd benchmark`."""
 
@@ -165,11 +198,24 @@ class Evaluate(Strict):
         description="Quick judgements without an improvement beyond the standard error after which the run ends early; "
         "null: never.",
     )
+    metrics: list[MetricBlock] = Field(
+        [],
+        description="Metrics besides those that the data allow by themselves, such as {type: clip-score}; one of those "
+        "listed with settings of its own takes their place.",
+    )
 
     @model_validator(mode="after")
     def _patience_needs_judgements(self) -> Evaluate:
         if self.patience is not None and not self.every:
             raise ValueError("patience counts quick judgements and every is 0; set evaluate.every, or patience: null")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_have_names(self) -> Evaluate:
+        listed = [(metric.type, getattr(metric, "label", None)) for metric in self.metrics]
+        twice = sorted({name for name, label in listed if listed.count((name, label)) > 1})
+        if twice:
+            raise ValueError(f"metrics lists {', '.join(twice)} twice; give each a label of its own")
         return self
 
 

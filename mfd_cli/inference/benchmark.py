@@ -16,10 +16,11 @@ import torch
 
 from mfd_cli import __version__
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import Measured
+from mfd_cli.inference.differences import difference_line, differences, directions, gap_errors, model_lines
 from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
 from mfd_cli.inference.sampler import Sampler
 from mfd_cli.inference.timing import Timing, measure, timed_sampler
+from mfd_cli.metrics.uncertainty import Measured
 from teachers.base import Data
 from teachers.conditions import to as condition_to
 
@@ -123,7 +124,7 @@ def report(
     for index, row in enumerate(rows):
         if row.sampler.name == "student":
             filled[index]["speedup"] = _speedup(rows, timings, index)
-            filled[index]["gap_recovered"] = _gap(rows, measured, index)
+            filled[index] |= _against_teacher(rows, measured, index)
     return {
         "schema": SCHEMA,
         "run": None if student is None else rows[student].run,
@@ -131,10 +132,12 @@ def report(
         **environment(rows[0 if student is None else student].sampler),
         "seed": effort.seed,
         "num": reference.num if reference is not None else None,
-        "reference_num": reference.count if reference is not None else None,
+        "reference_num": (reference.count or None) if reference is not None else None,
         "rows": filled,
         "speedup": None if student is None else filled[student]["speedup"],
         "gap_recovered": {} if student is None else filled[student]["gap_recovered"],
+        "better": directions(measured),
+        "metric_details": reference.described() if reference is not None else {},
         "baselines": {name: _values(found) for name, found in (reference.baselines() if reference else {}).items()},
         "notes": list(notes),
     }
@@ -153,18 +156,20 @@ def closing_report(
     run: str | Path | None = None,
     timed_batch: int = 1,
     seconds: float = 1.0,
+    metrics: Sequence[Any] = (),
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """The report that ends a run: about `seconds` of timing a model, and quality where the data allows it.
 
-    Data without reference samples, or too few samples for its metrics, is a note in the report and no error, since a
-    finished run should not fail at its last step.
+    `metrics` are the settings of `evaluate.metrics`. Data without reference samples, too few samples for a metric, or
+    weights that are gone by now, is a note in the report and no error, since a finished run should not fail at its last
+    step.
     """
     effort = Effort(True, timed_batch, num, batch_size, seed, min_seconds=seconds, max_seconds=5 * seconds)
     rows = contestants(teacher, [Contestant(student, student.steps, method, None if run is None else str(run))])
     reference, notes = None, []
     try:
-        reference = judge_of(data, num, seed)
+        reference = judge_of(data, num, seed, metrics, student.device)
     except MfdError as error:
         notes.append(f"quality was not measured: {error.found}")
     return report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=say)
@@ -198,7 +203,8 @@ def table(report: dict[str, Any]) -> tuple[str, list[str], list[list[object]]]:
         facts.append(f"batch size {rows[0]['batch_size']}")
     if report["num"]:
         against = "what followed" if report.get("baselines") else f"{report['reference_num']} real ones"
-        facts.append(f"{report['num']} samples against {against}")
+        held = f" against {against}" if report["reference_num"] else ""
+        facts.append(f"{report['num']} samples{held}")
     return ", ".join(fact for fact in facts if fact), [*columns, *names], cells
 
 
@@ -224,6 +230,10 @@ def summary(report: dict[str, Any]) -> list[str]:
         gained.append(f"gap recovered: {', '.join(shares)}")
     if gained and teacher is not None and student is not None:
         lines.append(f"{teacher['own_steps']}-step teacher -> {student['steps']}-step student: {'; '.join(gained)}")
+    if teacher is not None and student is not None:
+        line = difference_line(student, teacher["own_steps"], headline(student.get("differences") or {}))
+        lines += [line] if line else []
+    lines += model_lines(report.get("metric_details", {}))
     if teacher is not None and (teacher["evaluations"] or 0) > teacher["steps"]:
         lines.append(
             f"The teacher is guided (scale {teacher['guidance']:g}, two evaluations a step), the student is not: "
@@ -338,11 +348,19 @@ def _speedup(rows: Sequence[Contestant], timings: Sequence[Timing | None], stude
     }
 
 
-def _gap(rows: Sequence[Contestant], measured: Sequence[dict[str, Measured]], student: int) -> dict[str, float | None]:
+def _against_teacher(
+    rows: Sequence[Contestant], measured: Sequence[dict[str, Measured]], student: int
+) -> dict[str, Any]:
+    """What a student's row says of it and its teacher."""
     few, many = _teacher_at(rows, rows[student].steps), _teacher_at(rows)
     if few is None or many is None:
-        return {}
-    return gap_recovered(measured[few], measured[student], measured[many])
+        return {"gap_recovered": {}, "gap_recovered_errors": {}, "differences": {}}
+    three = measured[few], measured[student], measured[many]
+    return {
+        "gap_recovered": gap_recovered(*three),
+        "gap_recovered_errors": gap_errors(*three),
+        "differences": differences(measured[student], measured[many]),
+    }
 
 
 def _with_error(row: dict[str, Any], name: str) -> str:

@@ -5,15 +5,17 @@ Figures are those of `occupancy.figures`, in percent; more is better.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from mfd_cli.inference import occupancy
 from mfd_cli.inference.generation import generated, items_of
-from mfd_cli.inference.metrics import Measured
 from mfd_cli.inference.occupancy import Counts
 from mfd_cli.inference.sampler import Sampler
+from mfd_cli.metrics.uncertainty import Measured, from_deviations
 from teachers.base import Data
 
 #: clips whose truth is read at once for an answer that needs no model
@@ -53,6 +55,10 @@ class ForecastJudge:
             items.append(part.items)
         return self._measured(parts, torch.cat(items))
 
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Nothing to say of figures that need no weights and no settings."""
+        return {}
+
     def baselines(self) -> dict[str, dict[str, Measured]]:
         """Every figure of answers that need no model."""
         counts: dict[str, list[Counts]] = {}
@@ -65,8 +71,10 @@ class ForecastJudge:
 
     def _measured(self, parts: list[Counts], items: Tensor) -> dict[str, Measured]:
         counts = Counts(*(torch.cat(each) for each in zip(*parts, strict=True)))
-        errors = occupancy.bootstrap_errors(counts, self.data.groups(items), self.seed)
+        moves = occupancy.bootstrap_deviations(counts, self.data.groups(items), self.seed)
         return {
-            name: Measured(value, errors.get(name, 0.0), self.num)
+            name: from_deviations(value, moves[name], self.num, more_is_better=True)
+            if name in moves
+            else Measured(value, 0.0, self.num, more_is_better=True)
             for name, value in occupancy.figures(occupancy.pooled(counts)).items()
         }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mfd_cli.inference.sampler import Sampler
+from mfd_cli.metrics.contract import Batch
 from mfd_cli.seeds import order
 from teachers.base import Data
 from teachers.conditions import to as condition_to
@@ -17,23 +17,9 @@ from teachers.conditions import to as condition_to
 _LABEL = "label"
 
 
-class Generated(NamedTuple):
-    """Some of the samples.
-
-    Attributes:
-        samples: decoded, on the CPU [B, ...].
-        items: items of the data that their conditions are [B].
-        asked: class indices that they were asked to show [B], if the family takes them.
-    """
-
-    samples: Tensor
-    items: Tensor
-    asked: Tensor | None
-
-
 def generated(
     sampler: Sampler, data: Data, *, steps: int | None, num: int, seed: int, batch_size: int
-) -> Iterator[Generated]:
+) -> Iterator[Batch]:
     """`num` samples, a batch at a time.
 
     Sample i has the noise of (seed, i) and the condition of the i-th item of the shuffled data, so that over whole
@@ -46,7 +32,8 @@ def generated(
         noise, fresh = sampler.noise(count, seed=seed, first=first), sampler.fresh(count, seed=seed, first=first)
         states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps, fresh=fresh)
         labelled = sampler.teacher.condition_kind == "label" and _LABEL in condition
-        yield Generated(sampler.decode(states).cpu(), items, condition[_LABEL] if labelled else None)
+        asked = condition[_LABEL] if labelled else None
+        yield Batch(sampler.decode(states).cpu(), items, asked, data.texts(items))
 
 
 def items_of(data: Data, seed: int, first: int, count: int) -> Tensor:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import RESAMPLES, standard_errors
+from mfd_cli.metrics.uncertainty import RESAMPLES, bootstrap
 from teachers.occfm.classes import CLASSES, FREE
 
 __all__ = [
     "CLASSES",
     "FREE",
     "Counts",
-    "bootstrap_errors",
+    "bootstrap_deviations",
     "class_iou",
     "count",
     "figures",
@@ -144,11 +144,11 @@ def per_class(counts: Counts) -> dict[str, float]:
     return dict(zip(CLASSES[:FREE], means.tolist(), strict=True))
 
 
-def bootstrap_errors(counts: Counts, groups: Tensor, seed: int, resamples: int = RESAMPLES) -> dict[str, float]:
-    """Standard error of every figure when other scenes of the same kind had been drawn.
+def bootstrap_deviations(counts: Counts, groups: Tensor, seed: int, resamples: int = RESAMPLES) -> dict[str, Tensor]:
+    """How every figure moves when other scenes of the same kind are drawn; the norms are the standard errors.
 
     Clips of one scene share frames and surroundings, so whole scenes are drawn with replacement (see
-    `metrics.standard_errors`); drawing clips would claim an accuracy that is not there.
+    `uncertainty.bootstrap`); drawing clips would claim an accuracy that is not there.
 
     Args:
         counts: of each clip, [N, F, 18].
@@ -157,7 +157,8 @@ def bootstrap_errors(counts: Counts, groups: Tensor, seed: int, resamples: int =
         resamples: number of draws, at least 2.
 
     Returns:
-        One error for each of `figures`, in percent; empty with fewer than two scenes, which say nothing of others.
+        Deviations [resamples] of each of `figures`, in percent; empty with fewer than two scenes, which say nothing of
+        others.
 
     Raises:
         MfdError: the scenes do not belong to the clips.
@@ -173,7 +174,7 @@ def bootstrap_errors(counts: Counts, groups: Tensor, seed: int, resamples: int =
     def redrawn(drawn: Tensor) -> dict[str, float]:
         return figures(pooled(Counts(*(part[drawn] for part in sums))))
 
-    return standard_errors(redrawn, len(scenes), resamples, seed)
+    return bootstrap(redrawn, len(scenes), resamples, seed)
 
 
 def _confusion(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""How good samples are: every metric that a data source allows, with its standard error.
+"""How good samples are: every metric that a data source allows or a recipe lists, with its standard error.
 
 Models are judged on the same noise and the same conditions, drawn as the data's are, so that differences between rows
-are differences between models. Metrics and what they need of `Data`:
+are differences between models. Metrics are `mfd_cli.metrics`; those that need no weights are used wherever the data
+allow them:
 
     frechet, frechet_*   spaces()     Fréchet distance in each feature space; less is better
     sliced_wasserstein   reference()  on flattened decoded samples; less is better
@@ -14,28 +15,21 @@ Where every condition has one right answer (`Data.paired`), samples are held aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mfd_cli.errors import MfdError
-from mfd_cli.inference import metrics
+from mfd_cli.errors import MfdError, TeacherError
 from mfd_cli.inference.forecasts import ForecastJudge
 from mfd_cli.inference.generation import generated
-from mfd_cli.inference.metrics import Measured
 from mfd_cli.inference.sampler import Sampler
-from teachers.base import Data, Modes
-
-#: decoded samples that go through a feature extractor or classifier at once
-_FEATURE_BATCH = 1000
-
-#: above this many features the eigenvalues of a resample cost seconds, and a rougher standard error has to do
-_MANY_FEATURES, _FEW_RESAMPLES = 512, 5
-
-#: a resample of the sliced distance passes over 256 numbers a sample several times
-_SLICED_RESAMPLES = 10
+from mfd_cli.metrics.contract import Against, Batch, Metric
+from mfd_cli.metrics.registry import DEFAULTS
+from mfd_cli.metrics.registry import metrics as registry
+from mfd_cli.metrics.uncertainty import Measured, recovered
+from teachers.base import Data
 
 
 class Judge(Protocol):
@@ -43,7 +37,7 @@ class Judge(Protocol):
 
     Attributes:
         num: samples that each model is judged by.
-        count: real samples they are held against.
+        count: real samples they are held against; 0 where there are none.
     """
 
     num: int
@@ -55,52 +49,73 @@ class Judge(Protocol):
     def baselines(self) -> dict[str, dict[str, Measured]]:
         """The same metrics of answers that need no model, by name."""
 
+    def described(self) -> dict[str, dict[str, Any]]:
+        """What metrics hold for, such as their model and weights, by figure; of those with something to say."""
 
-def judge_of(data: Data, num: int, seed: int) -> Judge:
-    """What the data lets models be held against: what really followed, or real samples.
+
+def check_metrics(listed: Sequence[Any]) -> None:
+    """Raises MfdError for weights or files that metrics need and that are missing."""
+    for settings in listed:
+        _class(settings.type).check(settings)
+
+
+def judge_of(data: Data, num: int, seed: int, listed: Sequence[Any] = (), device: str | torch.device = "cpu") -> Judge:
+    """What the data lets models be held against: what really followed, or real samples and what metrics need.
 
     Args:
         data: the source that models were trained or distilled with.
         num: samples that each model is judged by; at most the held-out ones where every one has its own answer.
         seed: names noise, conditions, and whatever is drawn.
+        listed: settings of metrics besides those that the data allow (`evaluate.metrics`).
+        device: where the metrics' networks compute.
 
     Raises:
-        MfdError: too few samples. TeacherError: the data have nothing to hold samples against.
+        MfdError: too few samples, or a metric that the data do not allow or whose weights are missing.
+        TeacherError: the data have nothing to hold samples against, and no metric does without.
     """
     held_out = data.held_out()
-    return ForecastJudge(held_out, num, seed) if held_out.paired else Reference(held_out, num, seed)
+    if not held_out.paired:
+        return Reference(held_out, num, seed, listed, device)
+    if listed:
+        raise MfdError(
+            f"evaluate.metrics: {', '.join(settings.type for settings in listed)} of forecasts",
+            allowed="no metrics: forecasts are held against what followed (iou, miou)",
+        )
+    return ForecastJudge(held_out, num, seed)
 
 
 class Reference:
-    """The real samples that models are held against, prepared once for every model.
+    """The real samples that models are held against, and the metrics, prepared once for every model.
 
     Args:
         data: source of the reference: all of it, or `num` samples drawn with `seed` if it is endless.
         num: samples N that models will be judged by.
         seed: names the reference samples, the directions and the bootstrap draws.
+        listed: settings of further metrics.
+        device: where the metrics' networks compute.
 
     Raises:
-        MfdError: too few samples for the data's feature spaces.
-        TeacherError: the data source has no reference samples.
+        MfdError: too few samples for the data's feature spaces, or a metric that cannot be prepared.
+        TeacherError: the data source has no reference samples, and no metric does without.
     """
 
     @torch.inference_mode()
-    def __init__(self, data: Data, num: int, seed: int) -> None:
+    def __init__(
+        self, data: Data, num: int, seed: int, listed: Sequence[Any] = (), device: str | torch.device = "cpu"
+    ) -> None:
         self.data, self.num, self.seed = data, num, seed
-        samples = data.reference(None if data.size is not None else num, seed)
-        self.count = len(samples)
-        self._spaces: dict[str, tuple[Callable[[Tensor], Tensor], metrics.Moments, Tensor]] = {}
-        for name, space in data.spaces().items():
-            features = _in_parts(space, samples)
-            _require_samples(name, features.shape[1], num)
-            moments = metrics.moments(features)
-            self._spaces[name] = space, moments, metrics.symmetric_root(moments.covariance)
-        flat = samples.flatten(1)
-        self._along = metrics.directions(metrics.DIRECTIONS, flat.shape[1], seed)
-        self._projected = metrics.sorted_projections(flat.cpu(), self._along)
-        self._modes = data.modes()
-        if self._modes is not None:
-            self._mode_shares = metrics.mode_shares(flat, *self._modes).shares
+        real = None
+        try:
+            real = data.reference(None if data.size is not None else num, seed)
+        except TeacherError:
+            if not listed:
+                raise
+        self.count = 0 if real is None else len(real)
+        against = Against(data, num, seed, real, torch.device(device))
+        self._metrics = [*_defaults(against, {settings.type for settings in listed}), *map(_made, listed)]
+        for metric in self._metrics:
+            metric.prepare(against)
+        self._figures: dict[str, dict[str, Any]] = {}
 
     def judge(self, sampler: Sampler, *, steps: int | None, batch_size: int) -> dict[str, Measured]:
         """Every metric of one model.
@@ -113,75 +128,50 @@ class Reference:
         Raises:
             MfdError: samples that are not finite.
         """
-        parts = list(generated(sampler, self.data, steps=steps, num=self.num, seed=self.seed, batch_size=batch_size))
-        asked = [part.asked for part in parts if part.asked is not None]
-        return self.score(torch.cat([part.samples for part in parts]), torch.cat(asked) if asked else None)
+        return self.of(generated(sampler, self.data, steps=steps, num=self.num, seed=self.seed, batch_size=batch_size))
 
     def baselines(self) -> dict[str, dict[str, Measured]]:
         """None: any real sample would do."""
         return {}
 
-    @torch.inference_mode()
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Type, and model, weights or settings, of the figures seen so far."""
+        return self._figures
+
     def score(self, samples: Tensor, asked: Tensor | None = None) -> dict[str, Measured]:
         """Every metric of decoded samples [N, ...]; `asked` are the class indices [N] they were asked to show.
 
         Raises:
             MfdError: too few samples, or some that are not finite.
         """
-        broken = int((~samples.flatten(1).isfinite().all(dim=1)).sum())
-        if broken:
-            raise MfdError(
-                f"{broken} of {len(samples)} samples hold NaN or infinite values, so they have no quality to measure",
-                do="use an earlier checkpoint of the student, or look at its previews",
-            )
-        found = {name: self._frechet(name, samples) for name in self._spaces}
-        found["sliced_wasserstein"] = self._sliced(samples.flatten(1))
-        if asked is not None and (predicted := self._predicted(samples)) is not None:
-            found["class_agreement"] = _share(metrics.class_agreement(predicted, asked), len(samples))
-        if self._modes is not None and bool(self._mode_shares.sum() > 0):
-            found |= self._in_modes(samples.flatten(1), self._modes)
+        return self.of([Batch(samples, torch.arange(len(samples)), asked)])
+
+    @torch.inference_mode()
+    def of(self, batches: Any) -> dict[str, Measured]:
+        """Every metric of samples that come in batches; each batch is let go once it has been seen.
+
+        Raises:
+            MfdError: too few samples, or some that are not finite.
+        """
+        rows: list[list[Tensor]] = [[] for _ in self._metrics]
+        items: list[Tensor] = []
+        for batch in batches:
+            _require_finite(batch.samples, sum(map(len, items)))
+            items.append(batch.items)
+            for metric, kept in zip(self._metrics, rows, strict=True):
+                kept.append(metric.rows(batch))
+        groups = self.data.groups(torch.cat(items))
+        found: dict[str, Measured] = {}
+        for metric, kept in zip(self._metrics, rows, strict=True):
+            figures = metric.figures(torch.cat(kept), groups)
+            self._describe(metric, figures)
+            found |= figures
         return found
 
-    def _frechet(self, name: str, samples: Tensor) -> Measured:
-        space, reference, root = self._spaces[name]
-        features = _in_parts(space, samples).double()
-        _require_samples(name, features.shape[1], len(features))
-        resamples = metrics.RESAMPLES if features.shape[1] <= _MANY_FEATURES else _FEW_RESAMPLES
-
-        def distance(rows: Tensor) -> float:
-            return metrics.frechet_between(metrics.moments(rows), reference, root)
-
-        return self._measured(distance(features), lambda drawn: distance(features[drawn]), len(features), resamples)
-
-    def _sliced(self, samples: Tensor) -> Measured:
-        projected = (self._along @ samples.cpu().double().T).sort(dim=1)
-
-        def again(drawn: Tensor) -> float:
-            return metrics.sliced_between(metrics.redrawn(projected.values, projected.indices, drawn), self._projected)
-
-        value = metrics.sliced_between(projected.values, self._projected)
-        return self._measured(value, again, len(samples), _SLICED_RESAMPLES)
-
-    def _predicted(self, samples: Tensor) -> Tensor | None:
-        parts = [self.data.classify(part) for part in samples.split(_FEATURE_BATCH)]
-        given = [part for part in parts if part is not None]
-        return torch.cat(given) if given else None
-
-    def _in_modes(self, samples: Tensor, modes: Modes) -> dict[str, Measured]:
-        members, wanted = metrics.mode_members(samples, *modes), self._mode_shares > 0
-
-        def coverage(of: Tensor) -> float:
-            shares = metrics.shares_of(of, len(modes.means)).shares
-            return (shares[wanted] / self._mode_shares[wanted]).min().item()
-
-        covered = self._measured(coverage(members), lambda drawn: coverage(members[drawn]), len(samples))
-        inside = metrics.shares_of(members, len(modes.means)).inside
-        return {"in_mode": _share(inside, len(samples)), "mode_coverage": covered}
-
-    def _measured(
-        self, value: float, again: Callable[[Tensor], float], num: int, resamples: int = metrics.RESAMPLES
-    ) -> Measured:
-        return Measured(value, metrics.standard_error(again, num, resamples, self.seed), num)
+    def _describe(self, metric: Metric, figures: Mapping[str, Measured]) -> None:
+        details = metric.details()
+        if details:
+            self._figures |= {name: {"type": metric.settings.type, **details} for name in figures}
 
 
 def gap_recovered(
@@ -194,32 +184,37 @@ def gap_recovered(
     1: the student is as good as the N-step teacher. None where the teacher itself does not get better with more steps
     by at least two standard errors: the quotient would be noise, or praise for leaving a better model.
     """
-    return {
-        name: _recovered(name, teacher_few[name], student[name], teacher_many[name])
+    found = {
+        name: recovered(teacher_few[name], student[name], teacher_many[name])
         for name in student
         if name in teacher_few and name in teacher_many
     }
+    return {name: None if share is None else share.value for name, share in found.items()}
 
 
-def _recovered(name: str, few: Measured, student: Measured, many: Measured) -> float | None:
-    gap = few.value - many.value
-    gain = -gap if metrics.higher_is_better(name) else gap
-    noise = (few.standard_error**2 + many.standard_error**2) ** 0.5
-    return None if gain <= 2 * noise else (few.value - student.value) / gap
+def _class(name: str) -> type[Metric]:
+    return registry.get(name)
 
 
-def _in_parts(space: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
-    return torch.cat([space(part).cpu() for part in samples.split(_FEATURE_BATCH)])
+def _made(settings: Any) -> Metric:
+    return _class(settings.type)(settings)
 
 
-def _require_samples(name: str, features: int, num: int) -> None:
-    if num <= features:
+def _defaults(against: Against, listed: set[str]) -> list[Metric]:
+    """The metrics that need no weights and that the data allow, but for those that are listed with settings."""
+    found = []
+    for name in DEFAULTS:
+        cls = _class(name)
+        if name not in listed and cls.offered(against):
+            found.append(cls(cls.Settings(type=name)))
+    return found
+
+
+def _require_finite(samples: Tensor, before: int) -> None:
+    broken = int((~samples.flatten(1).isfinite().all(dim=1)).sum())
+    if broken:
         raise MfdError(
-            f"{num} samples are too few for '{name}', which has {features} features: the covariance is singular",
-            allowed=f"at least {features + 1}; several times as many for a figure worth quoting",
-            do=f"use --num {max(10 * features, 1000)} or more",
+            f"{broken} of {before + len(samples)} samples hold NaN or infinite values, so they have no quality to "
+            "measure",
+            do="use an earlier checkpoint of the student, or look at its previews",
         )
-
-
-def _share(share: float, num: int) -> Measured:
-    return Measured(share, metrics.share_error(share, num), num)

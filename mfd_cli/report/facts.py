@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mfd_cli.config.load import dump
 from mfd_cli.inference.benchmark import headline
-from mfd_cli.inference.metrics import higher_is_better
+from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.report.gather import Gathered
 from mfd_cli.report.verdict import Comparison, plural, teacher_at, the_student, with_error
 

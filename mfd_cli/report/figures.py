@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mfd_cli.inference.benchmark import headline
-from mfd_cli.inference.metrics import higher_is_better
+from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.report.curves import Curve, Group, grouped
 from mfd_cli.report.plots import BLUE, GREEN, ORANGE, PURPLE, Band, Series, line_plot, with_prefix
 from mfd_cli.report.verdict import ERRORS, with_error

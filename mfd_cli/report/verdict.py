@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mfd_cli.inference.benchmark import headline
-from mfd_cli.inference.metrics import higher_is_better
+from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.report.gather import Gathered
 
 #: how many standard errors of a difference are within error

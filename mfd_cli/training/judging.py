@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from mfd_cli.errors import MfdError, RunStopped
-from mfd_cli.inference.metrics import Measured, higher_is_better
 from mfd_cli.inference.quality import Judge, judge_of
 from mfd_cli.inference.sampler import Sampler
+from mfd_cli.metrics.contract import higher_is_better
+from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.store.best import save_best
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import student_tensors

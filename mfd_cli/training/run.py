@@ -264,7 +264,8 @@ class Session:
         teacher, student = self.workshop.samplers()
         return closing_report(
             teacher, student, self.workshop.data, num=recipe.evaluate.num, batch_size=recipe.evaluate.batch_size,
-            method=recipe.method.type, recipe=recipe.name, run=self.run.root, say=self.reporter.note,
+            method=recipe.method.type, recipe=recipe.name, run=self.run.root, metrics=recipe.evaluate.metrics,
+            say=self.reporter.note,
         )  # fmt: skip
 
     def _early(self) -> dict[str, str]:

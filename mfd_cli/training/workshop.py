@@ -14,6 +14,7 @@ from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid
 from mfd_cli.inference.memory import keep_freed_memory
+from mfd_cli.inference.quality import check_metrics
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.base import Method
 from mfd_cli.methods.registry import methods
@@ -193,7 +194,7 @@ def _require_states(recipe: Any, data: Data) -> None:
 
 
 def refuse_missing(recipe: Any) -> None:
-    """Raises one MfdError for all the files that teacher and data miss."""
+    """Raises one MfdError for all the files that teacher, data and listed metrics miss."""
     missing = []
     for registry, block in ((teacher_registry, recipe.teacher), (data_registry, recipe.data)):
         try:
@@ -203,6 +204,10 @@ def refuse_missing(recipe: Any) -> None:
                 kind.check(weaker)
         except MfdError as error:
             missing.append(error)
+    try:
+        check_metrics(recipe.evaluate.metrics)
+    except MfdError as error:
+        missing.append(error)
     if len(missing) == 1:
         raise missing[0]
     if missing:

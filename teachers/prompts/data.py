@@ -150,6 +150,10 @@ class PromptData(Data):
         rows |= self._encode_directly([item for item in dict.fromkeys(wanted.tolist()) if item not in rows])
         return self._teacher.collate([rows[item] for item in wanted.tolist()])
 
+    def texts(self, items: Tensor) -> list[str]:
+        """The prompts themselves."""
+        return self._prompts.texts(items.tolist())
+
     def _look(self) -> None:
         """Reads what is in the cache, and changes nothing in it, if that was not done before."""
         if self._state == "loaded":

@@ -7,9 +7,9 @@ from torch import nn
 from mfd_cli.errors import MfdError
 from mfd_cli.inference import occupancy
 from mfd_cli.inference.forecasts import ForecastJudge
-from mfd_cli.inference.metrics import Measured
 from mfd_cli.inference.quality import Reference, gap_recovered, judge_of
 from mfd_cli.inference.sampler import Sampler
+from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.seeds import order
 from teachers.base import Data, Teacher, TeacherError
 from teachers.gmm import GaussianMixtureData, GaussianMixtureSettings, GaussianMixtureTeacher
@@ -121,7 +121,7 @@ def test_a_perfect_forecast_scores_100_in_every_figure():
     data = Clips(5)
     found = judged(data, data.labels)
     assert {"iou", "miou", "miou_strict", "iou_1_2_3s", "miou_3.0s", "iou_0.5s"} <= found.keys()
-    assert all(figure == Measured(100.0, 0.0, 5) for figure in found.values())
+    assert all(figure == Measured(100.0, 0.0, 5, True) for figure in found.values())
 
 
 def test_a_forecast_of_nothing_has_no_overlap():
@@ -164,7 +164,7 @@ def test_baselines_are_scored_on_the_same_clips():
     data = Clips(20)
     judge = ForecastJudge(data, 11, 3)
     found = judge.baselines()
-    assert found["known"]["miou"] == Measured(100.0, 0.0, 11)
+    assert found["known"]["miou"] == Measured(100.0, 0.0, 11, True)
     items = order(3, 20, 0, 11)
     expected = occupancy.count(torch.full((11, *GRID), 17, dtype=torch.uint8), data.labels[items])
     values = occupancy.figures(occupancy.pooled(expected))
@@ -216,6 +216,6 @@ def test_clips_with_an_answer_are_judged_by_it_and_other_data_by_distances(monke
 
 @pytest.mark.parametrize("metric", ["iou", "miou", "miou_strict", "iou_1_2_3s"])
 def test_more_overlap_is_better(metric):
-    few, student, many = ({metric: Measured(value, 0.1, 100)} for value in (20.0, 29.5, 30.0))
+    few, student, many = ({metric: Measured(value, 0.1, 100, True)} for value in (20.0, 29.5, 30.0))
     assert gap_recovered(few, student, many)[metric] == pytest.approx(0.95)
     assert gap_recovered(many, student, few)[metric] is None

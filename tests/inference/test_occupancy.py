@@ -13,7 +13,7 @@ from mfd_cli.inference.occupancy import (
     CLASSES,
     FREE,
     Counts,
-    bootstrap_errors,
+    bootstrap_deviations,
     class_iou,
     count,
     figures,
@@ -213,6 +213,10 @@ def _clips_of_scenes(share):
     truth = torch.full((100, 6, 4, 4, 4), 4, dtype=torch.uint8)
     chance = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
     return count(torch.where(chance < share[:, None, None, None, None], 4, 17).to(torch.uint8), truth)
+
+
+def bootstrap_errors(*given, **options):
+    return {name: moves.norm().item() for name, moves in bootstrap_deviations(*given, **options).items()}
 
 
 def test_bootstrap_draws_scenes_not_clips():

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.generation import generated
-from mfd_cli.inference.metrics import Measured, frechet_distance, sliced_wasserstein
 from mfd_cli.inference.quality import Reference, gap_recovered, judge_of
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
+from mfd_cli.metrics.frechet import frechet_distance
+from mfd_cli.metrics.sliced import sliced_wasserstein
+from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.seeds import Stream
 from teachers.base import Data, Teacher, TeacherError
 from teachers.gmm import GaussianMixtureData, GaussianMixtureSettings, GaussianMixtureTeacher
@@ -213,13 +215,13 @@ def test_gap_recovered(few, student, many, expected):
 
 
 def test_more_may_be_better():
-    few, student, many = ({"in_mode": Measured(value, 0.01, 100)} for value in (0.2, 0.8, 1.0))
+    few, student, many = ({"in_mode": Measured(value, 0.01, 100, True)} for value in (0.2, 0.8, 1.0))
     assert gap_recovered(few, student, many)["in_mode"] == pytest.approx(0.75)
 
 
 def test_a_teacher_that_more_steps_make_worse_leaves_no_gap():
     assert gap_recovered(_figures(2.0), _figures(1.0), _figures(10.0))["m"] is None
-    few, student, many = ({"class_agreement": Measured(value, 0.0, 100)} for value in (1.0, 0.998, 0.999))
+    few, student, many = ({"class_agreement": Measured(value, 0.0, 100, True)} for value in (1.0, 0.998, 0.999))
     assert gap_recovered(few, student, many)["class_agreement"] is None
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mfd_cli.commands.sample import sample
 from mfd_cli.errors import MfdError
-from mfd_cli.inference.metrics import Measured
+from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.store.best import select
 from mfd_cli.store.layout import RunFolder, find
 from mfd_cli.store.student import read_student

@@ -10,8 +10,8 @@ import torch
 
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import Interrupted, MfdError
-from mfd_cli.inference import metrics
 from mfd_cli.inference.sampler import load_student, load_teacher
+from mfd_cli.metrics import frechet
 from mfd_cli.store.student import read_student
 from mfd_cli.store.tensors import read_tensors
 from mfd_cli.training import run as story
@@ -184,8 +184,8 @@ def test_the_shipped_recipe_brings_the_student_close_to_its_teacher():
         return sampler.generate(noise, condition, steps=steps, guidance=guidance).flatten(1)
 
     def distance(rows):
-        wanted = metrics.moments(latents(teacher, 20, 1))
-        return float(metrics.frechet_between(metrics.moments(rows), wanted, metrics.symmetric_root(wanted.covariance)))
+        wanted = frechet.moments(latents(teacher, 20, 1))
+        return float(frechet.frechet_between(frechet.moments(rows), wanted, frechet.symmetric_root(wanted.covariance)))
 
     one_step, twenty, own = latents(teacher, 1, 0), latents(teacher, 20, 0), latents(student, 1, 0)
     assert distance(own) < 0.3 * distance(one_step)
