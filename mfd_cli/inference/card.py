@@ -113,7 +113,7 @@ def onnx_card(
     values = "\n".join(f"| `{name}` | {said} |" for name, said in [*inputs.items(), output])
     return _assembled(
         ["\n".join(["---", *front, f"mfd_export: {content}", "---"]), *_introduction(config)],
-        f"## Files\n\nOne graph with all {steps} step{'s'[: steps != 1]} inside, the teacher's guidance ({guidance:g}) "
+        f"## Files\n\nOne graph with {steps} step{'s'[: steps != 1]} inside, the teacher's guidance ({guidance:g}) "
         f"absorbed, weights in {config['dtype']}, computed in float32:\n\n{files}\n\nChecked after writing, in a "
         f"process with onnxruntime alone: {check}.",
         f"## Use\n\nRun in this folder; neither mfd nor PyTorch is needed.\n\n```python\n{use}\n```",

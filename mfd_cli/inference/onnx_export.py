@@ -138,8 +138,9 @@ def check_graph(file: Path, student: Sampler, dtype: str, use: str) -> str:
         arguments = [str(file.resolve()), place, str(torch.get_num_threads())]
         run_fresh(f"{_CHECK}\n{use}\nassert numpy.isfinite({onnx_graph.output_name(student)}).all()", arguments,
                   seconds=_CHECK_SECONDS, folder=file.parent)  # fmt: skip
-        for count, samples in expected.items():
-            worst = max(worst, _difference(np.load(Path(place, f"{count}.npy"), allow_pickle=False), samples, dtype))
+        for count, known in expected.items():
+            found = np.load(Path(place, f"{count}.npy"), allow_pickle=False)
+            worst = max(worst, _difference(found, known, dtype))
     counts = " and ".join(map(str, _COUNTS))
     return f"batches of {counts} within {worst:.1g} of the student's samples ({TOLERANCE[dtype]:g} allowed)"
 

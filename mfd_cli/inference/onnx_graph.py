@@ -222,8 +222,9 @@ def _narrow_weights(model: Any, dtype: str) -> None:
         narrow = wide.to(precision(dtype))
         if not torch.equal(narrow.float(), wide):
             continue
-        stored = ir.Value(name=f"{value.name}_{dtype}", const_value=ir.tensor(narrow))
-        stored.shape, stored.dtype = value.shape, stored.const_value.dtype
+        tensor = ir.tensor(narrow)
+        stored = ir.Value(name=f"{value.name}_{dtype}", const_value=tensor)
+        stored.shape, stored.dtype = value.shape, tensor.dtype
         cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT})
         widened = cast.outputs[0]
         widened.name, widened.shape, widened.dtype = f"{value.name}_fp32", value.shape, value.dtype
