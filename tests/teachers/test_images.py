@@ -264,5 +264,5 @@ def test_a_file_that_claims_sizes_it_does_not_have_takes_no_memory(tmp_path, key
     save_file(tensors, path, {"mfd": json.dumps({"architecture": ARCHITECTURE})})
     assert ImagesTeacher.load(ImagesSettings(type="images", weights=str(path)))
     save_file(tensors, path, {"mfd": json.dumps({"architecture": {**ARCHITECTURE, key: value}})})
-    with pytest.raises(MfdError, match="holds no teacher of type 'images'|weights do not fit the network"):
+    with pytest.raises(MfdError, match=r"holds no teacher of type 'images'|weights do not fit the network"):
         ImagesTeacher.load(ImagesSettings(type="images", weights=str(path)))
