@@ -98,7 +98,7 @@ class Disk:
         return re.sub(r"^\.(.+)\.[0-9a-f]{8}$", r"(\1)", Path(target).name)
 
     def _open(self, path: Any, mode: str = "r", **more: Any) -> Any:
-        file = builtins.open(path, mode, **more)  # noqa: SIM115 -- the caller closes it
+        file = builtins.open(path, mode, **more)  # noqa: SIM115 (the caller closes it)
         return _Writing(file, self) if "w" in mode else file
 
 

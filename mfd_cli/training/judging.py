@@ -57,9 +57,10 @@ class Judgement:
 
     def text(self) -> str:
         """The same for people: "update 40: frechet 0.12 +- 0.01, the best so far"."""
-        value, error, num = self.found[self.metric]
+        found = self.found[self.metric]
         verdict = "the best so far" if self.best else f"best {self.standing.value:.4g} at {self.standing.update}"
-        return f"update {self.update}: {self.metric} {value:.4g} +- {error:.2g} of {num} samples, {verdict}"
+        figure = f"{found.value:.4g} +- {found.standard_error:.2g} of {found.num} samples"
+        return f"update {self.update}: {self.metric} {figure}, {verdict}"
 
 
 class QuickJudge:
