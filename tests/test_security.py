@@ -110,9 +110,33 @@ def test_hub_calls_take_safetensors_of_a_revision(name: str) -> None:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         text = ast.unparse(call)
         assert "revision" in given or given.get("local_files_only") == "True" or _local(text), (path, text)
-        weights = not ("scheduler" in text or given.get("allow_patterns") == "['*.json']")
+        # settings of schedulers and tokenizers are no weights; what metrics download is looked at below
+        plain = "scheduler" in text or "Tokenizer" in text
+        weights = not (plain or given.get("allow_patterns") in ("['*.json']", "patterns"))
         assert not weights or given.get("use_safetensors") == "True" or None in given, (path, text)
         assert not {"trust_remote_code", "custom_pipeline", "custom_revision"} & given.keys(), (path, text)
+
+
+def test_metrics_download_safetensors_of_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from mfd_cli.metrics import weights
+
+    asked: list[dict[str, Any]] = []
+
+    def snapshot_download(name: str, **given: Any) -> str:
+        asked.append({"name": name, **given})
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(MfdError, match="hf download owner/model --revision abc"):
+        try:
+            weights.locate("clip-score", "model", "owner/model@abc")
+        except MfdError as error:
+            raise MfdError(error.do or "") from error
+    assert [call["name"] for call in asked] == ["owner/model"] * 2 and {call["revision"] for call in asked} == {"abc"}
+    for pattern in asked[-1]["allow_patterns"]:
+        assert pattern.endswith((".json", ".txt", ".safetensors"))
 
 
 def _local(text: str) -> bool:

@@ -51,7 +51,7 @@ def locate(metric: str, key: str, model: str, *, weights: bool = True) -> Path:
     Args:
         metric: the metric's registered name.
         key: the recipe key that names the model.
-        model: a folder, or a repository (owner/name).
+        model: a folder, or a repository (owner/name, or owner/name@revision).
         weights: whether it is to hold model.safetensors, besides configurations.
 
     Raises:
@@ -62,17 +62,20 @@ def locate(metric: str, key: str, model: str, *, weights: bool = True) -> Path:
         return _complete(metric, key, model, folder, weights)
     if model.startswith((".", "/", "~")) or model.count("/") != 1 or folder.exists():
         raise MfdError(
-            f"{metric}: {key}: {model}: no such folder", allowed="a folder, or a hub repository (owner/name)"
+            f"{metric}: {key}: {model}: no such folder",
+            allowed="a folder, or a hub repository (owner/name, owner/name@revision)",
         )
     from huggingface_hub import snapshot_download
 
     patterns = [*_CONFIGS, *(["model.safetensors", "model-*.safetensors"] if weights else [])]
+    name, _, given = model.partition("@")
+    revision = given or None
     try:
         try:
-            found = snapshot_download(model, allow_patterns=patterns, local_files_only=True)
+            found = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True)
             return _complete(metric, key, model, Path(found), weights)
         except Exception:  # not in the cache, or without all of its files
-            found = snapshot_download(model, allow_patterns=patterns)
+            found = snapshot_download(name, revision=revision, allow_patterns=patterns)
     except Exception as error:  # the hub's client has dozens of kinds, offline and forbidden among them
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MfdError(
@@ -87,7 +90,9 @@ def locate(metric: str, key: str, model: str, *, weights: bool = True) -> Path:
 def download_line(model: str, *, weights: bool = True) -> str:
     """The command that fetches a repository's files that are read."""
     parts = [*_CONFIGS, *(["model.safetensors"] if weights else [])]
-    return f"hf download {model} {' '.join(f'--include {part!r}' for part in parts)} --local-dir FOLDER"
+    name, _, revision = model.partition("@")
+    place = f"{name} --revision {revision}" if revision else name
+    return f"hf download {place} {' '.join(f'--include {part!r}' for part in parts)} --local-dir FOLDER"
 
 
 def loaded(cls: Any, folder: Path, metric: str) -> Any:
