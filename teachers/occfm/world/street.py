@@ -1,4 +1,4 @@
-"""What kind of street a scene has: lanes, parking, pavements, what stands beside it, and a crossing.
+"""What kind of street a scene has: lanes, parking, pavements, what mostly stands beside it, and a crossing.
 
 Everything here is in road coordinates (s along, d to the left) and metres. Traffic keeps to the right.
 """
@@ -9,33 +9,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teachers.occfm.classes import DRIVEABLE_SURFACE, OTHER_FLAT, SIDEWALK, TERRAIN
+from teachers.occfm.classes import DRIVEABLE_SURFACE, OTHER_FLAT
 from teachers.occfm.world.geometry import Grid, Road
 
 LANE = 3.5
 """Width of a lane in metres."""
 
-FRONTAGES = ("houses", "green", "car park", "wall")
-"""What may stand along one side of a street."""
+SIDE_STREET = "side street"
+FRONTAGES = ("houses", "green", "car park", "wall", SIDE_STREET)
+"""What a plot along the street may hold."""
 
-_SHARES = (0.47, 0.33, 0.08, 0.12)
+SHARES = (0.4, 0.26, 0.1, 0.1, 0.14)
+"""How often each of them is met."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the street, from the carriageway outwards.
+    """One side of the street, from the carriageway outwards: what holds all along it, and what most of its plots have.
 
     Attributes:
         sign: +1 for the left side, -1 for the right side.
         edge: distance from the centre line to the kerb, behind the parking strip.
         parking: width of the parking strip, 0 for none.
-        parking_label: class of its surface.
+        parking_label: class of its surface where vehicles may stand.
         pavement: width of the pavement.
-        verge: width between pavement and frontage.
-        verge_label: class of its surface.
-        frontages: what stands behind, before and after the crossing.
+        verge: width between pavement and frontage on most plots.
+        frontage: what stands behind on most plots.
         trees: distance between street trees, 0 for none.
-        poles: distance between lamp posts, 0 for none.
+        poles: share of plots with a lamp post.
     """
 
     sign: int
@@ -44,15 +45,13 @@ class Side:
     parking_label: int
     pavement: float
     verge: float
-    verge_label: int
-    frontages: tuple[str, str]
+    frontage: str
     trees: float
     poles: float
 
-    @property
-    def front(self) -> float:
-        """Distance from the centre line to the frontage."""
-        return self.edge + self.pavement + self.verge
+    def across(self, near: float, far: float) -> tuple[float, float]:
+        """The d of a strip that lies `near` to `far` metres from the centre line on this side."""
+        return (near, far) if self.sign > 0 else (-far, -near)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class Street:
         road: centre line.
         lanes: lanes in each direction.
         median: width of the strip between the directions, 0 for none.
-        median_label: class of its surface.
         sides: left and right.
         crossing: s of the middle of the street that crosses; None without one.
         crossing_half: half the width of its carriageway.
@@ -74,7 +72,6 @@ class Street:
     road: Road
     lanes: int
     median: float
-    median_label: int
     sides: tuple[Side, Side]
     crossing: float | None
     crossing_half: float
@@ -109,7 +106,6 @@ def draw_street(rng: np.random.Generator, grid: Grid, travel: float) -> Street:
         road=_draw_road(rng, grid, travel),
         lanes=lanes,
         median=median,
-        median_label=int(rng.choice([OTHER_FLAT, TERRAIN])),
         sides=(_draw_side(rng, 1, kerb), _draw_side(rng, -1, kerb)),
         crossing=crossing,
         crossing_half=float(rng.choice([LANE, 2 * LANE], p=[0.7, 0.3])),
@@ -129,18 +125,15 @@ def _draw_road(rng: np.random.Generator, grid: Grid, travel: float) -> Road:
 
 def _draw_side(rng: np.random.Generator, sign: int, kerb: float) -> Side:
     parking = 2.5 if rng.random() < 0.5 else 0.0
-    first, second = rng.choice(len(FRONTAGES), size=2, p=_SHARES)
-    if rng.random() < 0.6:
-        second = first
     return Side(
         sign=sign,
         edge=kerb + parking,
         parking=parking,
-        parking_label=OTHER_FLAT if rng.random() < 0.3 else DRIVEABLE_SURFACE,
+        parking_label=OTHER_FLAT if rng.random() < 0.4 else DRIVEABLE_SURFACE,
         pavement=float(rng.uniform(2, 4)),
         verge=float(rng.choice([0.0, 2.5, 4.0])),
-        verge_label=SIDEWALK if rng.random() < 0.3 else TERRAIN,
-        frontages=(FRONTAGES[first], FRONTAGES[second]),
+        # No street is lined with side streets.
+        frontage=str(rng.choice(FRONTAGES[:3], p=[0.55, 0.35, 0.1])),
         trees=float(rng.uniform(6, 10)) if rng.random() < 0.5 else 0.0,
-        poles=float(rng.uniform(14, 24)) if rng.random() < 0.6 else 0.0,
+        poles=0.6 if rng.random() < 0.6 else 0.0,
     )

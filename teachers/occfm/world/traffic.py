@@ -17,7 +17,7 @@ from teachers.occfm.world.street import LANE, Street
 PERIOD = 0.5
 """Seconds from one frame to the next (2 Hz)."""
 
-FASTEST = 9.0
+FASTEST = 11.0
 """Largest speed of the ego vehicle in m/s."""
 
 _WARM_UP = 8  # frames before the first, in which queues form at red lights
@@ -127,7 +127,7 @@ def _draw_lanes(street: Street, frames: int, rng: np.random.Generator) -> list[L
 
 def _draw_queue(street: Street, lanes: list[Lane], rng: np.random.Generator) -> _Queue:
     """Vehicles at random distances in every lane, at speeds that hardly differ within one street."""
-    start, usual, headway = -(street.crossing or 0.0), rng.uniform(5, FASTEST), rng.uniform(14, 45)
+    start, usual, headway = -(street.crossing or 0.0), rng.uniform(7, FASTEST), rng.uniform(14, 45)
     columns = []
     for number, lane in enumerate(lanes):
         room = headway * (3 if lane.cycles or abs(np.sin(lane.direction)) > 0.5 else 1)
