@@ -122,7 +122,9 @@ def benchmark(
         str | None,
         typer.Option(help="Further step counts of the teacher, e.g. 1,10,50."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Batch size that is timed; 1 if left out.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Batch size that is timed, 1 if left out; or several, e.g. 1,8,64.")
+    ] = None,
     num: Annotated[int | None, typer.Option(help="Samples that quality is judged by.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of noise and conditions.")] = 0,
     compare: Annotated[
@@ -131,6 +133,8 @@ def benchmark(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="TYPE[=MODEL]", help="A further metric; may be repeated.")
     ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile, which is checked.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Weights laid out channels-last.")] = False,
     json_target: Json = None,
     device: Device = None,
     dtype: Dtype = "fp32",
@@ -141,7 +145,7 @@ def benchmark(
     command(
         run, checkpoint=checkpoint, fps=fps, quality=quality, steps=steps, teacher_steps=teacher_steps,
         batch_size=batch_size, num=num, seed=seed, compare=compare or (), metrics=metric or (),
-        json_target=json_target, device=_device(device),
+        compiled=compiled, channels_last=channels_last, json_target=json_target, device=_device(device),
         dtype=dtype,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and what their texts mean."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mfd_cli import completion
+from mfd_cli.errors import MfdError
 
 Overrides = Annotated[
     list[str] | None,
@@ -38,3 +39,17 @@ Recipe = Annotated[
     typer.Argument(metavar="RECIPE", help="YAML file or name of a bundled recipe.", autocompletion=completion.recipes),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands there.")]
+
+
+def whole_numbers(text: str | None, flag: str) -> list[int]:
+    """Whole numbers from "1,2,4", each once, in rising order; none of None.
+
+    Raises:
+        MfdError: something else; names the flag.
+    """
+    if text is None:
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise MfdError(f"{flag} {text}", allowed="whole numbers from 1, separated by commas, such as 1,2,4")
+    return sorted({int(part) for part in parts})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
+from mfd_cli.options import whole_numbers
 
 if TYPE_CHECKING:
     from mfd_cli.inference.benchmark import Contestant, Effort
@@ -25,11 +26,13 @@ def benchmark(
     quality: bool = False,
     steps: str | None = None,
     teacher_steps: str | None = None,
-    batch_size: int | None = None,
+    batch_size: str | None = None,
     num: int | None = None,
     seed: int = 0,
     compare: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    compiled: bool = False,
+    channels_last: bool = False,
     json_target: str | None = None,
     device: str = "cpu",
     dtype: str = "fp32",
@@ -44,28 +47,36 @@ def benchmark(
         quality: whether to judge samples.
         steps: further steps of the student, as in "1,2,4".
         teacher_steps: further steps of the teacher; its own and the students' are always there.
-        batch_size: samples per timed run, 1 if None; without timing, samples generated at once.
+        batch_size: samples per timed run, 1 if None; several as in "1,8,64": the first is that of the table, the
+            others make a table of their own. Without timing, samples generated at once.
         num: samples each model is judged by; the recipe's `evaluate.num` if None.
         seed: names noise, conditions and reference.
         compare: further runs or exports whose students join the table.
         metrics: further metrics, each as "TYPE", "TYPE=MODEL" or a block as in a recipe's `evaluate.metrics`.
+        compiled: whether networks go through torch.compile first.
+        channels_last: whether weights of convolutions are laid out channels-last first.
         json_target: file to write JSON to, or "-" for stdout and nothing else there.
         device: where to compute.
         dtype: precision that networks compute in: fp32, bf16 or fp16.
 
     Raises:
         MfdError: flags out of range, a metric whose weights are missing, no such run, runs that do not compare, too few
-            samples.
+            samples, a network that cannot be compiled or is another one then.
         TeacherError: `--quality` for data without real samples.
     """
-    students_steps = _step_list(steps, "--steps")
-    teachers_steps = _step_list(teacher_steps, "--teacher-steps")
-    for flag, value in (("--batch-size", batch_size), ("--num", num)):
-        if value is not None and value < 1:
-            raise MfdError(f"{flag} {value}", allowed="at least 1")
+    students_steps = whole_numbers(steps, "--steps")
+    teachers_steps = whole_numbers(teacher_steps, "--teacher-steps")
+    sizes = whole_numbers(batch_size, "--batch-size")
+    timed = fps or not quality
+    if len(sizes) > 1 and not timed:
+        raise MfdError(f"--batch-size {batch_size} without timing", allowed="one number, or --fps as well")
+    if num is not None and num < 1:
+        raise MfdError(f"--num {num}", allowed="at least 1")
     console.check_json_target(json_target)
 
+    from mfd_cli.inference.batches import by_batch_size
     from mfd_cli.inference.benchmark import contestants, report
+    from mfd_cli.inference.faster import make_faster
     from mfd_cli.inference.sampler import load_student
     from mfd_cli.store.best import select
     from mfd_cli.store.layout import find
@@ -77,11 +88,16 @@ def benchmark(
     listed = _listed(student, metrics, quality, notes) if judged else []
     teacher = _teacher(path, student, device, dtype, bool(teachers_steps), notes)
     data = _data(student, teacher, judged, notes)
-    effort = _effort(student, fps or not quality, batch_size, num, seed)
+    effort = _effort(student, timed, sizes[0] if sizes else None, num, seed)
     reference = _reference(data, effort, quality or bool(metrics), listed, device, notes) if judged else None
     rows = contestants(teacher, _students(path, student, students_steps, compare, device, dtype), teachers_steps)
+    if compiled or channels_last:
+        console.note("changing networks, and checking that their samples stay what they were")
+        make_faster([row.sampler for row in rows], data, compiled=compiled, channels_last=channels_last)
     recipe = (student.config.get("recipe") or {}).get("name")
     result = report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=console.note)
+    result |= {"compiled": compiled, "channels_last": channels_last}
+    result["batches"] = by_batch_size(rows, data, effort, sizes[1:], console.note)
     console.emit_json(result, json_target)
     if json_target != "-":
         show(result)
@@ -90,19 +106,16 @@ def benchmark(
 
 def show(result: dict[str, Any]) -> None:
     """Prints a report to stdout for people."""
+    from mfd_cli.inference.batches import batch_table
     from mfd_cli.inference.benchmark import summary, table
 
-    console.table(*table(result), below=summary(result))
-
-
-def _step_list(text: str | None, flag: str) -> list[int]:
-    """Numbers of steps from "1,2,4", each once, in rising order."""
-    if text is None:
-        return []
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
-        raise MfdError(f"{flag} {text}", allowed="whole numbers from 1, separated by commas, such as 1,2,4")
-    return sorted({int(part) for part in parts})
+    below = summary(result)
+    if result["compiled"] and result["rows"][0]["warm_up_s"] is not None:
+        spent = sum(row["warm_up_s"] for row in result["rows"])
+        below.append(f"Networks are compiled; warm-up, which holds most of that, took {spent:.1f} s in all.")
+    console.table(*table(result), below=below)
+    if result["batches"]:
+        console.table(*batch_table([*result["rows"], *result["batches"]]))
 
 
 def _teacher(path: str, student: Sampler, device: str, dtype: str, required: bool, notes: list[str]) -> Sampler | None:

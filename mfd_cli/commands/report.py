@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
+from mfd_cli.options import whole_numbers
 
 if TYPE_CHECKING:
     from mfd_cli.report.gather import Gathered
@@ -50,7 +50,7 @@ def report(
     Raises:
         MfdError: flags that do not fit each other, no such run, a file that stands there, or nothing to measure.
     """
-    counts = [_step_list(steps, "--steps"), _step_list(teacher_steps, "--teacher-steps")]
+    counts = [whole_numbers(steps, "--steps"), whole_numbers(teacher_steps, "--teacher-steps")]
     _check(benchmark, {"--steps": steps, "--teacher-steps": teacher_steps, "--num": num})
     console.check_json_target(json_target)
 
@@ -99,14 +99,6 @@ def _samples(found: Gathered, models: Models, seed: int) -> Samples:
         drawn.notes.append(why)
     drawn.notes[:] = dict.fromkeys(scrubbed(note) for note in drawn.notes)
     return drawn
-
-
-def _step_list(text: str | None, flag: str) -> Sequence[int]:
-    """Numbers of steps from "1,2,4", each once, in rising order."""
-    parts = [] if text is None else [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
-        raise MfdError(f"{flag} {text}", allowed="whole numbers from 1, separated by commas, such as 1,2,4")
-    return sorted({int(part) for part in parts})
 
 
 def _check(benchmark: bool, of_benchmark: dict[str, str | int | None]) -> None:

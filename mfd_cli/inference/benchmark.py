@@ -116,14 +116,14 @@ def report(
     Raises:
         MfdError: too few samples or runs, or samples that are not finite.
     """
-    timings = _timings(rows, data, effort, say) if effort.fps else [None] * len(rows)
+    speeds = timings(rows, data, effort, say) if effort.fps else [None] * len(rows)
     judged = [_judged(row, effort, reference, say) for row in rows]
-    filled = [_row(row, effort, timing, *verdict) for row, timing, verdict in zip(rows, timings, judged, strict=True)]
+    filled = [_row(row, effort, timing, *verdict) for row, timing, verdict in zip(rows, speeds, judged, strict=True)]
     measured = [verdict[0] for verdict in judged]
     student = next((index for index, row in enumerate(rows) if row.sampler.name == "student"), None)
     for index, row in enumerate(rows):
         if row.sampler.name == "student":
-            filled[index]["speedup"] = _speedup(rows, timings, index)
+            filled[index]["speedup"] = _speedup(rows, speeds, index)
             filled[index] |= _against_teacher(rows, measured, index)
     return {
         "schema": SCHEMA,
@@ -257,7 +257,8 @@ def environment(sampler: Sampler) -> dict[str, Any]:
     }
 
 
-def _timings(rows: Sequence[Contestant], data: Data, effort: Effort, say: Say) -> list[Timing | None]:
+def timings(rows: Sequence[Contestant], data: Data, effort: Effort, say: Say) -> list[Timing | None]:
+    """Speed of every row at the effort's batch size, in turns."""
     say(f"timing {len(rows)} models in turns, batch size {effort.timed_batch}")
     items = torch.arange(effort.timed_batch)
     items = items if data.size is None else items % data.size
@@ -307,6 +308,7 @@ def _row(
         "decode_ms": timing.decode if timing else None,
         "peak_memory_mb": timing.peak_memory_mb if timing else None,
         "timed_runs": timing.runs if timing else None,
+        "warm_up_s": timing.warm_up if timing else None,
         **_in_frames(row.sampler.teacher.frames, timing),
         "metrics": _values(metrics),
         "standard_errors": {name: figure.standard_error for name, figure in metrics.items()},

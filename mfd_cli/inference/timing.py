@@ -63,6 +63,7 @@ class Timing:
         runs: timed runs the figures come from.
         end_to_end: median of the same runs with reading of conditions and copies to and from the device; None where
             that is not timed.
+        warm_up: seconds of the untimed runs before, which hold compilation and autotuning.
     """
 
     median: float
@@ -74,6 +75,7 @@ class Timing:
     peak_memory_mb: float | None
     runs: int
     end_to_end: float | None = None
+    warm_up: float = 0.0
 
 
 @dataclass
@@ -164,16 +166,14 @@ def measure(
             break
         turn = progress.index(min(progress))
         _time_once(runs[turn], clocks[turn], wait)
-    return [
-        _timing(run, clock, evaluations, memory)
-        for run, clock, (evaluations, memory) in zip(runs, clocks, first, strict=True)
-    ]
+    return [_timing(run, clock, *found) for run, clock, found in zip(runs, clocks, first, strict=True)]
 
 
 def _warm_up(
     run: TimedRun, times: int, wait: Callable[[], None], device: torch.device | str
-) -> tuple[int | None, float | None]:
-    """Untimed runs; the last one gives evaluations per sample and peak memory."""
+) -> tuple[int | None, float | None, float]:
+    """Untimed runs, whose last one gives evaluations per sample and peak memory; and the seconds of all."""
+    began = time.perf_counter()
     for _ in range(times - 1):
         run.decode(run.generate())
     wait()
@@ -182,7 +182,7 @@ def _warm_up(
     run.decode(run.generate())
     wait()
     evaluations = (run.evaluations() - before) // run.batch_size if run.evaluations else None
-    return evaluations, peak_memory_mb(device)
+    return evaluations, peak_memory_mb(device), time.perf_counter() - began
 
 
 def _time_once(run: TimedRun, clock: _Clock, wait: Callable[[], None]) -> None:
@@ -206,14 +206,14 @@ def _time_once(run: TimedRun, clock: _Clock, wait: Callable[[], None]) -> None:
     clock.spent += end - start
 
 
-def _timing(run: TimedRun, clock: _Clock, evaluations: int | None, memory: float | None) -> Timing:
+def _timing(run: TimedRun, clock: _Clock, evaluations: int | None, memory: float | None, warm_up: float) -> Timing:
     totals = torch.tensor(clock.totals, dtype=torch.float64) * 1000
     whole = float(torch.tensor(clock.whole, dtype=torch.float64).quantile(0.5)) * 1000 if clock.whole else None
     p10, median, p90 = totals.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     # quantile, as for the total: Tensor.median would give the lower of two middle values
     decode = float(torch.tensor(clock.decodes, dtype=torch.float64).quantile(0.5)) * 1000
     fps = 1000 * run.batch_size / median
-    return Timing(median, p10, p90, decode, fps, evaluations, memory, len(clock.totals), whole)
+    return Timing(median, p10, p90, decode, fps, evaluations, memory, len(clock.totals), whole, warm_up)
 
 
 def _waiter(device: torch.device | str) -> Callable[[], None]:

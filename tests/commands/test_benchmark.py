@@ -34,7 +34,7 @@ def _quick(monkeypatch):
 
     class Quick(composing.Effort):
         def __init__(self, **settings):
-            super().__init__(**settings, min_seconds=0.02, max_seconds=0.3)
+            super().__init__(**settings | {"min_seconds": 0.02, "max_seconds": 0.3})
 
     monkeypatch.setattr(composing, "Effort", Quick)
 
@@ -54,9 +54,37 @@ def test_neither_flag_does_both(run, capsys):
 
 
 def test_fps_alone_judges_nothing(run, capsys):
-    found = benchmark(run, fps=True, batch_size=8)
+    found = benchmark(run, fps=True, batch_size="8")
     assert found["rows"][0]["metrics"] == {} and found["rows"][0]["batch_size"] == 8 and found["gap_recovered"] == {}
     assert "frechet" not in capsys.readouterr().out
+
+
+def test_several_batch_sizes_make_a_table_of_their_own(run, capsys):
+    found = benchmark(run, fps=True, batch_size="4, 1,2")
+    assert {row["batch_size"] for row in found["rows"]} == {1}
+    assert [(entry["model"], entry["steps"], entry["batch_size"]) for entry in found["batches"]] == [
+        (model, steps, size) for size in (2, 4) for model, steps in (("teacher", 1), ("teacher", 5), ("student", 1))
+    ]
+    for entry in found["batches"]:
+        assert entry["fps"] == pytest.approx(1000 * entry["batch_size"] / entry["latency_ms"]["median"])
+    assert "samples a second, by batch size" in capsys.readouterr().out
+
+
+def test_what_a_network_went_through_is_told(run):
+    found = benchmark(run, fps=True, channels_last=True)
+    assert found["channels_last"] and not found["compiled"] and found["batches"] == []
+    assert all(row["warm_up_s"] > 0 for row in found["rows"])
+
+
+@pytest.mark.parametrize("sizes", ["0", "1,x", "-1", ""])
+def test_batch_sizes_are_whole_numbers(run, sizes):
+    with pytest.raises(MfdError, match="--batch-size"):
+        benchmark(run, batch_size=sizes)
+
+
+def test_quality_alone_has_one_batch_size(run):
+    with pytest.raises(MfdError, match="without timing"):
+        benchmark(run, quality=True, batch_size="1,2")
 
 
 def test_quality_alone_times_nothing(run):
@@ -103,7 +131,7 @@ def test_the_same_seed_gives_the_same_quality(run):
         ({"steps": ""}, "--steps "),
         ({"teacher_steps": "-1"}, "--teacher-steps -1"),
         ({"num": 0}, "--num 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
+        ({"batch_size": "0"}, "--batch-size 0"),
         ({"num": 2, "quality": True}, "2 samples are too few"),
         ({"compare": ["nowhere"]}, "nowhere"),
         ({"json_target": "no/such/folder/x.json"}, "no/such/folder"),

@@ -41,6 +41,7 @@ def test_warm_up_is_not_timed():
     lengths = iter([0.1] * WARM_UP["cpu"] + [0.002] * LEAST)
     (found,) = measure([TimedRun(lambda: time.sleep(next(lengths)), lambda states: None)], min_seconds=0)
     assert found.runs == LEAST and found.p90 < 50
+    assert found.warm_up >= 0.1 * WARM_UP["cpu"]
 
 
 def test_models_take_turns_over_the_whole_time():
