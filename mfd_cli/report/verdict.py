@@ -1,8 +1,9 @@
 """What the figures say, in two sentences: what the student costs against its teacher, and where it is better or worse.
 
 One rule decides: two figures differ if they lie more than two standard errors of their difference apart, and are
-"within error" otherwise. The standard error of a difference is taken as sqrt(e_1^2 + e_2^2). Models are judged on the
-same noise, so their errors go the same way and the true one is smaller as a rule: the rule errs towards "within error".
+"within error" otherwise. Models are judged on the same noise, so the report's `differences` have paired errors, which
+are used. Where a report has none, the standard error of a difference is taken as sqrt(e_1^2 + e_2^2): the true one is
+smaller as a rule, so the rule then errs towards "within error".
 """
 
 from __future__ import annotations
@@ -95,20 +96,27 @@ def compare(
         fewer = _figure(few, metric) if few is not None and metric in few["metrics"] else None
         against = standing(mine, fewer, higher) if fewer is not None else None
         share = recovered.get(metric) if fewer is not None else None
-        found.append(Comparison(metric, higher, mine, theirs, fewer, standing(mine, theirs, higher), against, share))
+        paired = (student.get("differences") or {}).get(metric)
+        error = paired["standard_error"] if paired else None
+        found.append(
+            Comparison(metric, higher, mine, theirs, fewer, standing(mine, theirs, higher, error), against, share)
+        )
     return sorted(found, key=lambda one: _ORDER.index(one.standing))
 
 
-def standing(mine: tuple[float, float], theirs: tuple[float, float], higher: bool) -> Standing:
+def standing(
+    mine: tuple[float, float], theirs: tuple[float, float], higher: bool, paired: float | None = None
+) -> Standing:
     """How a figure stands to another, each with its standard error; see the module's rule.
 
     Args:
         mine: value and standard error.
         theirs: what it is held against.
         higher: whether more is better.
+        paired: standard error of the difference, where it is known.
     """
     difference = mine[0] - theirs[0]
-    error = math.hypot(mine[1], theirs[1])
+    error = math.hypot(mine[1], theirs[1]) if paired is None else paired
     if not math.isfinite(difference) or (error == 0 and difference != 0):
         return "of unknown error"
     if abs(difference) <= ERRORS * error:

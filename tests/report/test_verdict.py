@@ -40,6 +40,16 @@ def test_two_standard_errors_of_the_difference_decide(
     assert standing(mine, theirs, higher) == found
 
 
+def test_a_paired_error_decides_where_there_is_one(figures: Figures) -> None:
+    assert standing((1.0, 0.3), (1.5, 0.4), False) == "within error"
+    assert standing((1.0, 0.3), (1.5, 0.4), False, 0.1) == "better"
+    report = figures({"frechet": (1.0, 0.3)}, {"frechet": (1.5, 0.4)})
+    assert "no different within two standard errors" in said(report)[1]
+    student = next(row for row in report["rows"] if row["model"] == "student")
+    student["differences"] = {"frechet": {"value": -0.5, "standard_error": 0.1, "within_error": False}}
+    assert "it is better in frechet" in said(report)[1]
+
+
 def test_a_student_that_is_better(figures: Figures) -> None:
     report = figures(
         {"frechet": (0.1, 0.01)}, {"frechet": (0.2, 0.01)}, {"frechet": (5.0, 0.1)}, {"frechet": 1.02}
