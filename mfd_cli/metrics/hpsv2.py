@@ -150,15 +150,13 @@ class Hpsv2(PictureScore):
     @classmethod
     def check(cls, settings: Any) -> None:
         """Refuses missing weights and a missing tokenizer."""
-        weights.require_file(settings.type, "model", settings.model, get=GET)
-        weights.locate(settings.type, "tokenizer", settings.tokenizer, weights=False)
+        weights.file_and_tokenizer(settings, get=GET)
 
     def prepare(self, against: Against) -> None:
         """The model."""
         own = self.settings
         self.require_prompts(against)
-        file = weights.require_file(own.type, "model", own.model, get=GET)
-        folder = weights.locate(own.type, "tokenizer", own.tokenizer, weights=False)
+        file, folder = weights.file_and_tokenizer(own, get=GET)
         model = clip_of(weights.tensors_of(file), file)
         self._towers = TwoTowers(model, weights.tokenizer(folder, own.type), against.device)
         self._details = weights.identity(str(own.model), file)

@@ -87,6 +87,16 @@ def locate(metric: str, key: str, model: str, *, weights: bool = True) -> Path:
     return _complete(metric, key, model, Path(found), weights)
 
 
+def file_and_tokenizer(settings: Any, *, get: str) -> tuple[Path, Path]:
+    """The file that `model` names and the folder of the tokenizer that `tokenizer` names.
+
+    Raises:
+        MfdError: either is missing.
+    """
+    file = require_file(settings.type, "model", settings.model, get=get)
+    return file, locate(settings.type, "tokenizer", settings.tokenizer, weights=False)
+
+
 def download_line(model: str, *, weights: bool = True) -> str:
     """The command that fetches a repository's files that are read."""
     parts = [*_CONFIGS, *(["model.safetensors"] if weights else [])]
