@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "teacher_steps": teacher["own"], "rows": rows,
     }  # fmt: skip
     _print(report)
-    return deliver(report, args, lambda figure: _draw(figure, report))
+    return deliver(report, args, lambda figure: draw(figure, report))
 
 
 def _plan(args: Any, method: str, root: Path, costs: Mapping[str, Cost]) -> list[Job]:
@@ -366,7 +366,7 @@ def _first(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.3g}" + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
 
 
-def _draw(figure: Figure, report: dict[str, Any]) -> None:
+def draw(figure: Figure, report: dict[str, Any]) -> None:
     """Metrics by method, and the first of them over seconds."""
     names, found = list(report["rows"][0]["metrics"])[:3], groups(report)
     figure.set_size_inches(4 * (len(names) + 1), 3.6)

@@ -1,7 +1,7 @@
 """Markdown tables of reports of compare_methods.py, as docs/comparison.md shows them.
 
     python benchmarks/compare_methods.py digits --json digits.json
-    python benchmarks/comparison_tables.py digits.json [further.json ...]
+    python benchmarks/comparison_tables.py digits.json [further.json ...] [--plot PATH]
 
 Reports that differ in their methods alone are one comparison. Figures are means over seeds ± their standard deviation
 (divisor N - 1). Of each metric the best mean is bold, and so is every other whose difference from it is less than two
@@ -10,16 +10,16 @@ standard errors over seeds: nothing tells those apart.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compare_methods import LEVELS, groups, reached
-from workbench import run
+from compare_methods import LEVELS, draw, groups, reached
+from workbench import picture, run
 
 from mfd_cli import console
 from mfd_cli.errors import MfdError
@@ -30,11 +30,14 @@ Rows = list[dict[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Prints the tables of every report that is named."""
-    paths = [Path(name) for name in (sys.argv[1:] if arguments is None else arguments)]
-    if not paths:
-        raise MfdError("no report", allowed="files that compare_methods.py --json wrote")
-    reports = merged([_read(path) for path in paths])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("reports", type=Path, nargs="+", help="files that compare_methods.py --json wrote")
+    parser.add_argument("--plot", type=Path, help="write a picture (PNG) of the first comparison")
+    args = parser.parse_args(arguments)
+    reports = merged([_read(path) for path in args.reports])
     console.out.print("\n\n".join(tables(report) for report in reports), markup=False, soft_wrap=True)
+    if args.plot is not None:
+        picture(args.plot, lambda figure: draw(figure, reports[0]))
     return {"reports": len(reports)}
 
 

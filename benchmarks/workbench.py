@@ -65,11 +65,16 @@ def deliver(report: dict[str, Any], args: argparse.Namespace, draw: Callable[[Fi
         console.warn("--quick: too few repetitions for the figures to mean anything")
     console.emit_json(report, args.json)
     if args.plot is not None:
-        figure = Figure(layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.savefig(args.plot, dpi=120)
+        picture(args.plot, draw)
     return report
+
+
+def picture(path: Path, draw: Callable[[Figure], None]) -> None:
+    """Writes a PNG of what `draw` puts into a figure."""
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    figure.savefig(path, dpi=120)
 
 
 def run(main: Main) -> None:

@@ -49,8 +49,12 @@ def test_another_file_is_refused(module, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"rows": []}))
     with pytest.raises(MfdError, match="no report of compare_methods"):
         module.main([str(tmp_path / "other.json")])
-    with pytest.raises(MfdError, match="no report"):
-        module.main([])
+
+
+def test_a_report_becomes_tables_and_a_picture(module, tmp_path, capsys):
+    (tmp_path / "report.json").write_text(json.dumps(_report([_row("a", seed, 1.0 + seed) for seed in range(3)])))
+    module.main([str(tmp_path / "report.json"), "--plot", str(tmp_path / "plot.png")])
+    assert "| `a` | 1 |" in capsys.readouterr().out and (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_parts_of_one_comparison_are_put_together(module):
