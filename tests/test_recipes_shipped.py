@@ -51,8 +51,13 @@ def test_the_toy_recipe_runs_under_its_variations(settings: list[str]) -> None:
 
 # every key is read --------------------------------------------------------------------------------------------------
 
-#: keys that nothing reads in a run: adapters where there are none, and the closing check's batch where there is none
-UNREAD = {"toy": {"student.lora"}, "prompted": {"evaluate.batch_size"}}
+#: what guards ask for only where there is something to warn of, or to leave out
+IDLE = {"guards.repeat", "guards.skip_non_finite"}
+#: keys that nothing reads in a run: adapters where there are none, and how to judge where nothing is judged
+UNREAD = {
+    "toy": {"student.lora", *IDLE},
+    "prompted": {"evaluate.batch_size", "evaluate.metric", "evaluate.quick_num", *IDLE},
+}
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def fields(block: Strict, prefix: str = "") -> Iterator[tuple[tuple[int, str], s
 @pytest.mark.parametrize("method", ["mfd", "diff-instruct"])
 def test_every_key_is_read_by_something(method: str, reads: set[tuple[int, str]]) -> None:
     settings = [f"method.type={method}", "evaluate.num=200", "evaluate.batch_size=100", "log.preview_every=3"]
-    settings += ["optim.student.schedule=cosine"]
+    settings += ["optim.student.schedule=cosine", "evaluate.every=2", "evaluate.quick_num=100", "evaluate.patience=9"]
     loaded: LoadedRecipe = load_recipe("tiny.yaml", settings)
     reads.clear()  # what validation reads does not count
     distill(loaded)

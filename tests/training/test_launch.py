@@ -36,14 +36,14 @@ Batches.part = listening
 #: rank 1 meets a NaN in the fourth student step
 POISONED = """
 import os
-from mfd_cli.methods.base import Loss
+from dataclasses import replace
 from mfd_cli.methods.mfd import MeanFlowDistillation as Method
 original, calls = Method.student_loss, []
 def loss(method, batch):
     calls.append(1)
     found = original(method, batch)
     bad = len(calls) == 4 and os.environ.get("RANK") == "1"
-    return Loss(found.value * float("nan"), found.report, found.times) if bad else found
+    return replace(found, value=found.value * float("nan")) if bad else found
 Method.student_loss = loss
 """
 
