@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mfd_cli.config.schema import Evaluate
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.benchmark import Contestant, Effort, Say, contestants, report
 from mfd_cli.inference.quality import Judge, judge_of
@@ -92,16 +93,19 @@ def measured(
     counts = list(dict.fromkeys([student.steps, *(steps or ([2, 4] if student.any_steps else []))]))
     rows = [Contestant(student, count, student.config.get("method")) for count in counts]
     notes = list(models.notes)
-    judge = _judge(data, effort, num is not None, notes)
+    listed = Evaluate.model_validate({"metrics": evaluate.get("metrics") or []}).metrics
+    judge = _judge(data, effort, listed, student, num is not None, notes)
     further = teacher_steps or _powers(models.teacher)
     everyone = contestants(models.teacher, rows, further)
     return report(everyone, data, effort, reference=judge, recipe=blocks.get("name"), notes=notes, say=say)
 
 
-def _judge(data: Data, effort: Effort, asked: bool, notes: list[str]) -> Judge | None:
+def _judge(
+    data: Data, effort: Effort, listed: Sequence[Any], student: Sampler, asked: bool, notes: list[str]
+) -> Judge | None:
     """What quality is held against; None, with a note, if the data have nothing. Raises MfdError for too few asked."""
     try:
-        return judge_of(data, effort.num, effort.seed)
+        return judge_of(data, effort.num, effort.seed, listed, student.device)
     except TeacherError as error:
         notes.append(f"quality was not measured: {error.found}")
     except MfdError as error:

@@ -12,7 +12,7 @@ import torch
 from mfd_cli.commands.report import report
 from mfd_cli.errors import MfdError
 from mfd_cli.store.layout import RunFolder
-from mfd_cli.store.student import save_student
+from mfd_cli.store.student import read_student, save_student
 from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
 
 
@@ -66,6 +66,15 @@ def test_a_file_that_stands_there_is_kept_unless_forced() -> None:
     assert Path("mine.html").read_text() == "mine"
     report(output="mine.html", force=True)
     assert "<!DOCTYPE html>" in Path("mine.html").read_text()
+
+
+def test_metrics_that_the_recipe_lists_are_measured_too(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = read_student(run.student)
+    stored.config["recipe"]["evaluate"]["metrics"] = [{"type": "mmd"}]
+    save_student(run.student, stored.config, stored.network)
+    report(benchmark=True, teacher_steps="1", json_target="-")
+    rows = json.loads(capsys.readouterr().out)["benchmark"]["rows"]
+    assert all("mmd" in row["metrics"] for row in rows)
 
 
 @pytest.mark.usefixtures("run")
