@@ -117,13 +117,13 @@ def cost_of(recipe: str, overrides: Sequence[str], device: str, window: float) -
     """Measures updates of a recipe in this process: the least processor time of some windows of so many seconds."""
     workshop = build(load_recipe(recipe, overrides), device)
     trainer = workshop.trainer()
-    for _ in range(_WARM * trainer.cycle):
+    for _ in range(_WARM * trainer.schedule.cycle):
         trainer.step()
     before, done, seconds = sum(trainer.snapshot().evaluations.values()), 0, []
     for _ in range(_WINDOWS):
         began, here = time.process_time(), 0
         while here == 0 or time.process_time() - began < window:
-            for _ in range(trainer.cycle):
+            for _ in range(trainer.schedule.cycle):
                 trainer.step()
             here += 1
         seconds.append((time.process_time() - began) / here)

@@ -20,6 +20,7 @@ from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.training.checkpoints import restore
 from mfd_cli.training.fields import Fields
+from mfd_cli.training.schedule import schedule_of
 from mfd_cli.training.workshop import build
 from teachers.guidance import Evaluations
 
@@ -45,7 +46,7 @@ def gradient_noise(run: RunFolder, checkpoint: Path, minibatches: int, device: s
     workshop = build(load_recipe(str(run.recipe)), device)
     found = verify(checkpoint)
     progress = restore(found, workshop.roles)
-    update = progress.step // (workshop.method.aux_updates + 1)
+    update = schedule_of(workshop.method).update(progress.step)
     batches = replace(workshop.batches, seed=workshop.recipe.seed + _FRESH)
     counts = {name: Evaluations() for name in progress.evaluations}
     fields = Fields(workshop.recipe, workshop.method, workshop.teacher, workshop.roles, batches, counts)

@@ -99,7 +99,8 @@ class Scene:
         """
         workshop, count = self.workshop, Evaluations()
         teacher, device = workshop.teacher, workshop.accelerator.device
-        random, condition = Batches(workshop.data, seed, rows, 1, 0, 1, device).part(index, 0)
+        batches = Batches(workshop.data, seed, rows, 1, 0, 1, device)
+        random, condition = batches.stream(index, 0), batches.condition(index, 0)
         if repeats > 1:
             random = Stream(seed, index, 0, rows * repeats, device)
             condition = conditions.rows(condition, torch.arange(rows, device=device).repeat_interleave(repeats))
@@ -159,7 +160,7 @@ def estimators(quick: bool) -> list[Estimator]:
 def stages(trainer: Trainer, updates: Sequence[int]) -> Iterator[int]:
     """Trains to each of the updates, and on to the border before the next student update."""
     for wanted in sorted(updates):
-        while trainer.update < wanted or trainer.inside < trainer.cycle - 1:
+        while trainer.update < wanted or trainer.inside < trainer.schedule.cycle - 1:
             trainer.step()
         yield wanted
 

@@ -111,7 +111,7 @@ class Stopwatch:
 
 def kind_of(trainer: Trainer) -> str:
     """Which network the next step updates."""
-    return KINDS[trainer.inside == trainer.cycle - 1]
+    return KINDS[trainer.is_student]
 
 
 def recorded(trainer: Trainer, steps: int) -> list[list[Call]]:
@@ -165,7 +165,7 @@ def compare(trainer: Trainer, plan: Sequence[Sequence[Call]], clock: Clock = tim
             role.optimizer.zero_grad(set_to_none=True)
 
         # cycles have an odd number of steps as often as not, so the order changes by cycle too
-        first = (index + index // trainer.cycle) % 2 == 0
+        first = (index + index // trainer.schedule.cycle) % 2 == 0
         if first:
             evaluate()
         watch = Stopwatch(clock)
@@ -204,7 +204,7 @@ def breakdown(trainer: Trainer, steps: int, clock: Clock = time.perf_counter) ->
     with watch.around(places):
         for _ in range(steps):
             trainer.step()
-    cycles = steps / trainer.cycle
+    cycles = steps / trainer.schedule.cycle
     ordered = sorted(watch.seconds.items(), key=lambda item: -item[1])
     return {name: 1000 * seconds / cycles for name, seconds in ordered}
 
@@ -245,17 +245,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     check_targets(args)
     workshop, trainer = trainer_of(load_recipe(args.recipe, args.overrides), args.device)
     where = machine(workshop.samplers()[1])
-    steps = (2 if args.quick else args.rounds) * trainer.cycle
+    steps = (2 if args.quick else args.rounds) * trainer.schedule.cycle
     plan = recorded(trainer, steps)
     # noise and times are functions of the step's number, so going back repeats the recorded calls
     trainer.progress.step -= steps
-    found = ratios(compare(trainer, plan, CLOCKS[args.clock]), trainer.cycle)
+    found = ratios(compare(trainer, plan, CLOCKS[args.clock]), trainer.schedule.cycle)
     parts = breakdown(trainer, steps, CLOCKS[args.clock])
-    per_cycle = sum(len(call.x) for step in plan for call in step) * trainer.cycle / steps
+    per_cycle = sum(len(call.x) for step in plan for call in step) * trainer.schedule.cycle / steps
     report = {
         "schema": 1, "recipe": args.recipe, **where, "clock": args.clock,
         "batch_size": workshop.recipe.train.batch_size,
-        "aux_updates": trainer.cycle - 1, "rows_per_cycle": per_cycle, "limit": LIMIT, "ratios": found,
+        "aux_updates": trainer.schedule.cycle - 1, "rows_per_cycle": per_cycle, "limit": LIMIT, "ratios": found,
         "breakdown_ms_per_cycle": parts,
     }  # fmt: skip
     _print(report)

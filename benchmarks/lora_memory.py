@@ -162,7 +162,7 @@ def measure(model: str, rank: int, checkpointing: bool, args: Any) -> dict[str, 
 def one_pass(workshop: Workshop) -> None:
     """Forward and backward pass of the auxiliary at the recipe's batch."""
     teacher = workshop.teacher
-    random, condition = workshop.batches.part(0, 0)
+    random, condition = workshop.batches.stream(0, 0), workshop.batches.condition(0, 0)
     x, t = random.normal("z", teacher.sample_shape), random.uniform("t")
     with workshop.accelerator.autocast():
         loss = teacher.velocity(workshop.roles.auxiliary.network, x, t, condition).float().square().mean()
@@ -171,7 +171,7 @@ def one_pass(workshop: Workshop) -> None:
 
 def cycle(trainer: Trainer) -> None:
     """One update of each network."""
-    for _ in range(trainer.cycle):
+    for _ in range(trainer.schedule.cycle):
         trainer.step()
 
 

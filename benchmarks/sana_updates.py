@@ -217,12 +217,12 @@ def samples_of(trainer: Trainer) -> list[Sample]:
     """What the trainer's next step is computed from, row by row."""
     step, batches = trainer.progress.step, trainer.batches
     assert batches.data.size is not None
-    random, _ = batches.part(step, 0)
+    random = batches.stream(step, 0)
     items = order(batches.seed, batches.data.size, step * batches.batch_size, batches.rows)
     prompts = batches.data._prompts.texts(items.tolist())  # type: ignore[attr-defined]
     latent, noise = (random.normal(name, trainer.teacher.sample_shape) for name in ("z", "x0"))
     ends: Sequence[Tensor | None]
-    if trainer.inside == trainer.cycle - 1:
+    if trainer.is_student:
         start, end = intervals(random, trainer.method.settings.times)
         ends = end.split(1)
     else:
@@ -283,8 +283,8 @@ def compare(
     """
     measured = _waiting(clock, trainer.accelerator.device)
     tallies = {kind: Tally() for kind in KINDS}
-    for index in range((rounds + 1) * trainer.cycle):
-        kind = KINDS[trainer.inside == trainer.cycle - 1]
+    for index in range((rounds + 1) * trainer.schedule.cycle):
+        kind = KINDS[trainer.is_student]
         samples = samples_of(trainer)
         before = sum(trainer.snapshot().evaluations.values()), published.evaluations
 
@@ -293,13 +293,13 @@ def compare(
                 published.update(kind, sample)
 
         jobs: dict[str, Callable[[], Any]] = {"mfd": trainer.step, "published": rows}
-        turns = list(jobs) if index // trainer.cycle % 2 else list(jobs)[::-1]
+        turns = list(jobs) if index // trainer.schedule.cycle % 2 else list(jobs)[::-1]
         seconds = {name: measured(jobs[name]) for name in turns}
         mine = sum(trainer.snapshot().evaluations.values()) - before[0]
         theirs = published.evaluations - before[1]
         if mine != theirs:
             raise RuntimeError(f"{kind} update: mfd made {mine} evaluations, the published way {theirs}")
-        if index < trainer.cycle:
+        if index < trainer.schedule.cycle:
             continue
         tally = tallies[kind]
         tally.mfd.append(seconds["mfd"])
@@ -325,7 +325,7 @@ def measure(model: str, args: Any) -> dict[str, Any]:
         where = machine(workshop.samplers()[1])
         published = Published.like(workshop)
         tallies = compare(trainer, published, args.rounds, CLOCKS[args.clock], Path(folder) if args.decode else None)
-        parts = breakdown(trainer, 2 * trainer.cycle, CLOCKS[args.clock])
+        parts = breakdown(trainer, 2 * trainer.schedule.cycle, CLOCKS[args.clock])
     return {
         "model": model, **where, "resolution": args.resolution, "batch": args.batch, "rounds": args.rounds,
         "rank": workshop.recipe.student.adapters.rank, "target": TARGETS.get(model),

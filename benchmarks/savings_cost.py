@@ -41,7 +41,7 @@ TOY = ("train.batch_size=16", "method.aux_updates=1", "teacher.network.width=16"
 
 def updated(trainer: Trainer) -> None:
     """One student update with the auxiliary updates before it."""
-    for _ in range(trainer.cycle):
+    for _ in range(trainer.schedule.cycle):
         trainer.step()
 
 

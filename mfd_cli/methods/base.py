@@ -32,6 +32,20 @@ class AuxiliarySettings(MethodSettings):
     aux_updates: int = Field(
         10, ge=1, description="Auxiliary updates before each student update (the paper's 10:1); more track better."
     )
+    aux_warmup: int = Field(
+        0, ge=0, description="Further auxiliary updates before the first student update. The paper has none."
+    )
+
+
+class GeneratedSettings(AuxiliarySettings):
+    """What every method accepts whose auxiliary learns from `Batch.generate`."""
+
+    aux_reuse: int = Field(
+        1,
+        ge=1,
+        description="Auxiliary updates in a row that learn from the same samples of the student, each with noise and "
+        "times of its own; saves evaluations. The paper draws samples anew each time.",
+    )
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ class Batch:
         average: the averaged student's field, if the recipe averages.
         critic: logits [B] of features [B, N, C], for methods that have one.
         update: student updates done.
+        source: noise that the student's samples start from, where it is not this update's own.
+        samples: the student's samples from `source`, where an earlier update made them.
     """
 
     random: Stream
@@ -69,6 +85,8 @@ class Batch:
     average: Any = None
     critic: Callable[[Tensor], Tensor] | None = None
     update: int = 0
+    source: Stream | None = None
+    samples: Tensor | None = None
 
     @property
     def real(self) -> Tensor:
@@ -83,7 +101,9 @@ class Batch:
         drawn in proportion to the steps' lengths and the gradient divided by that probability, so that in expectation
         every step is moved along its own length; how it changes the steps after it is left out.
         """
-        noise = self.random.normal("z", self.shape)
+        if self.samples is not None:
+            return self.samples
+        noise = (self.source or self.random).normal("z", self.shape)
         if not (self.one_step and len(self.grid) > 2 and torch.is_grad_enabled()):
             return integrate_grid(self.student, noise, self.grid, told=self.told).end
         return self._through_one_step(noise)
@@ -159,6 +179,16 @@ class Method(ABC):
     def aux_updates(self) -> int:
         """Auxiliary updates before each student update; a method without an auxiliary has 0."""
         return getattr(self.settings, "aux_updates", 0)
+
+    @property
+    def aux_warmup(self) -> int:
+        """Auxiliary updates besides, before the first student update."""
+        return getattr(self.settings, "aux_warmup", 0)
+
+    @property
+    def aux_reuse(self) -> int:
+        """Auxiliary updates in a row that share the student's samples."""
+        return getattr(self.settings, "aux_reuse", 1)
 
     @property
     def needs_data(self) -> bool:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mfd_cli.flow import interpolate, per_row
-from mfd_cli.methods.base import AuxiliarySettings, Batch, Loss, Method
+from mfd_cli.methods.base import Batch, GeneratedSettings, Loss, Method
 from mfd_cli.methods.matching import flow_matching_loss, surrogate_loss
 from mfd_cli.methods.times import Times, draw, intervals
 from teachers.settings import Strict
@@ -29,7 +29,7 @@ class StartTimes(Strict):
     max_start: float = Field(1.0, gt=0, le=1, description="Times are scaled into (0, max_start).")
 
 
-class DiffInstructSettings(AuxiliarySettings):
+class DiffInstructSettings(GeneratedSettings):
     """Settings of `diff-instruct`."""
 
     weight: Literal["velocity", "data", "score"] = Field(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mfd_cli.flow import interpolate, per_row, time_grid
 from mfd_cli.methods import adversarial
 from mfd_cli.methods.adversarial import Adversarial
-from mfd_cli.methods.base import AuxiliarySettings, Batch, Loss, Method
+from mfd_cli.methods.base import Batch, GeneratedSettings, Loss, Method
 from mfd_cli.methods.matching import flow_matching_on, surrogate_loss
 from mfd_cli.methods.times import Times, intervals
 from mfd_cli.solvers import integrate, integrate_grid
@@ -53,9 +53,10 @@ class Regression(Strict):
 
     weight: float = Field(0.1, gt=0, description="Its share of the student's loss.")
     steps: int = Field(8, ge=1, description="Euler steps of the teacher's sample; each is an evaluation.")
+    shift: float = Field(1.0, gt=0, description="Time shift of those steps; `teacher.shift` gives the teacher's own.")
 
 
-class MfdSettings(AuxiliarySettings):
+class MfdSettings(GeneratedSettings):
     """Settings of `mfd`."""
 
     solver: Solver = Field(default=Solver(type="euler", step_size=0.02), description="Integration of the two fields.")
@@ -109,7 +110,7 @@ class MeanFlowDistillation(Method):
         if wanted is None:
             return loss
         with torch.no_grad():
-            grid = time_grid(wanted.steps, 1.0)
+            grid = time_grid(wanted.steps, wanted.shift)
             target = integrate_grid(batch.teacher, batch.random.normal("z", batch.shape), grid).end
         value = (data - target).square().mean()
         parts = {**loss.parts, "regression_loss": value.detach()}

@@ -114,7 +114,7 @@ def build_roles(
         auxiliary: the auxiliary's; None for a method without one.
         seed: the recipe's seed, for a start that has to be fitted and for adapters.
         updates: student updates of the whole run.
-        aux_updates: auxiliary updates per student update; 0 for no auxiliary.
+        aux_updates: auxiliary updates of the whole run; 0 for no auxiliary.
         ema: decay of the averaged student, None for no average.
         device: where the networks live.
         lora: adapters on the teacher's own network instead of copies of it; None trains every weight.
@@ -149,7 +149,7 @@ def build_roles(
             shared.checkpoint_activations()
     return Roles(
         build_role("student", first, student, updates),
-        None if second is None or auxiliary is None else build_role("aux", second, auxiliary, updates * aux_updates),
+        None if second is None or auxiliary is None else build_role("aux", second, auxiliary, aux_updates),
         AveragedNetwork(first, ema, place) if ema is not None else None,
     )
 

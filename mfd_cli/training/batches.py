@@ -49,13 +49,12 @@ class Batches:
         """Samples of one part."""
         return self.batch_size // (self.parts * self.processes)
 
-    def part(self, step: int, part: int) -> tuple[Stream, Condition]:
-        """Random stream and condition of this process's rows in one part of one step."""
-        first = self._first(part)
-        return Stream(self.seed, step, first, self.rows, self.device), self.condition(step, part)
+    def stream(self, step: int, part: int) -> Stream:
+        """Random stream of this process's rows in one part of one step."""
+        return Stream(self.seed, step, self._first(part), self.rows, self.device)
 
     def condition(self, step: int, part: int) -> Condition:
-        """The condition alone."""
+        """Condition of the same rows."""
         return conditions.to(self.data.condition(self._items(step, part)), self.device)
 
     def states(self, step: int, part: int) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mfd_cli.config.schema import RecipeBase
 from mfd_cli.flow import time_grid, told_times
 from mfd_cli.methods.base import Batch, Method
 from mfd_cli.networks.roles import Role, Roles
 from mfd_cli.training.batches import Batches
+from mfd_cli.training.schedule import schedule_of
 from teachers.base import Teacher
 from teachers.conditions import Condition
 from teachers.guidance import AverageVelocityField, Evaluations, VelocityField
@@ -42,6 +43,8 @@ class Fields:
         self._counts = counts
         self._one_step = recipe.student.gradient == "one-step"
         self._grid = time_grid(recipe.student.steps, recipe.student.shift)
+        self._schedule = schedule_of(method)
+        self._kept: dict[tuple[int, int], Tensor] = {}  # by step and part
         self._told = told_times(self._grid, teacher.first_time)
 
     def batch(self, step: int, part: int, *, is_student: bool, update: int) -> Batch:
@@ -54,7 +57,9 @@ class Fields:
             update: student updates done.
         """
         roles, teacher, counts = self._roles, self._teacher, self._counts
-        random, condition = self._batches.part(step, part)
+        random = self._batches.stream(step, part)
+        drawn = step if is_student else self._schedule.drawn(step, self._method.aux_reuse)
+        condition = self._batches.condition(drawn, part)
         # the role that learns is called through its wrapper, so that its gradients are shared between processes
         student = roles.student.wrapped if is_student else roles.student.network
         auxiliary, critic = (_network(role, bare=is_student) for role in (roles.auxiliary, roles.critic))
@@ -71,12 +76,23 @@ class Fields:
             teacher=None
             if teacher.network is None
             else VelocityField(teacher, teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
-            data=self._batches.states(step, part) if self._method.needs_data else None,
+            data=self._batches.states(drawn, part) if self._method.needs_data else None,
             frozen=self._student(roles.student.network, condition),
             average=None if roles.average is None else self._student(roles.average.network, condition),
             critic=critic,
             update=update,
+            source=None if drawn == step else self._batches.stream(drawn, part),
+            samples=self._kept.get((drawn, part)) if drawn != step else None,
         )
+
+    def keep(self, step: int, part: int, samples: Tensor | None) -> None:
+        """Keeps the student's samples of an auxiliary update for those that share them."""
+        if self._method.aux_reuse == 1:
+            return
+        drawn = self._schedule.drawn(step, self._method.aux_reuse)
+        self._kept = {place: kept for place, kept in self._kept.items() if place[0] == drawn}
+        if samples is not None:
+            self._kept[drawn, part] = samples.detach()
 
     def _student(self, network: nn.Module, condition: Condition) -> Any:
         if self._method.flow_map:

@@ -15,6 +15,7 @@ from mfd_cli.errors import RunStopped
 from mfd_cli.methods.base import Loss
 from mfd_cli.networks.roles import Role
 from mfd_cli.training.measures import duplicates, fingerprint, gaussian_loss, variances
+from mfd_cli.training.schedule import Schedule
 from mfd_cli.training.watch import Memory, Seen, Sign, Watch, optimizer_key, place, span
 
 _REMEDY = (
@@ -44,7 +45,7 @@ class Guards:
         memory: what a checkpoint brought, or a fresh one.
         accelerator: processes.
         roles: the trained roles.
-        aux_updates: auxiliary updates of a cycle.
+        schedule: whose turn it is.
     """
 
     def __init__(
@@ -53,36 +54,34 @@ class Guards:
         memory: Memory,
         accelerator: Accelerator,
         roles: Sequence[Role],
-        aux_updates: int,
+        schedule: Schedule,
         *,
         fresh: bool,
     ) -> None:
         self.settings, self.memory, self._accelerator = settings, memory, accelerator
         self.watch = Watch(settings, memory)
-        self._last_inside = aux_updates - 1
+        self._schedule = schedule
         self._several = accelerator.num_processes > 1
         if fresh and settings.unmoved is not None:
             memory.starts = {role.name: fingerprint(role.parameters) for role in roles}
             memory.counted = {role.name: [0, 0] for role in roles}
 
-    def inspect(
-        self, loss: Loss, norms: Sequence[Tensor], learning: Sequence[Role], update: int, inside: int, stop: bool
-    ) -> Verdict:
+    def inspect(self, loss: Loss, norms: Sequence[Tensor], learning: Sequence[Role], step: int, stop: bool) -> Verdict:
         """Decides about an update whose gradient is there.
 
         Args:
             loss: of the whole batch.
             norms: gradient norm of each role that learns.
             learning: those roles.
-            update: student updates done.
-            inside: auxiliary updates done since.
+            step: updates of all roles done.
             stop: whether this process was told to stop.
 
         Raises:
             RunStopped: a value is not finite, on any process, or the student has collapsed.
         """
-        role = learning[0].name
-        measured = self._measured(loss, role) if role == "student" or inside == self._last_inside else []
+        role, schedule = learning[0].name, self._schedule
+        update, inside = schedule.update(step), schedule.inside(step)
+        measured = self._measured(loss, role) if role == "student" or schedule.is_last_auxiliary(step) else []
         # one transfer for all: on a device every one waits for the update
         numbers = torch.stack([value.detach().float() for value in (loss.value, loss.shown, *norms, *measured)])
         value, shown, *rest = numbers.tolist()

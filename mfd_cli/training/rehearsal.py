@@ -116,9 +116,10 @@ def rehearse(
     _forewarn(result, workshop)
     trainer = workshop.trainer()
     student = loaded.recipe.train.updates
-    if trainer.cycle > 1:
-        _measure_update(result, workshop, trainer, "auxiliary update", 0, student * (trainer.cycle - 1))
-    _measure_update(result, workshop, trainer, "student update", trainer.cycle - 1, student)
+    schedule = trainer.schedule
+    if schedule.aux_updates:
+        _measure_update(result, workshop, trainer, "auxiliary update", schedule.steps, schedule.aux_total(student))
+    _measure_update(result, workshop, trainer, "student update", lambda number: schedule.steps(number + 1) - 1, student)
     _measure_preview(result, workshop)
     result.facts = [*_facts(workshop, result), ["closing check", _closing_check(workshop, random_weights)]]
     if (quick := loaded.recipe.evaluate).every:
@@ -187,7 +188,7 @@ def _measure_data(result: Rehearsal, workshop: Workshop, random_weights: bool) -
 
 def _forewarn(result: Rehearsal, workshop: Workshop) -> None:
     """Says so before updates are run that will take minutes, by the time of a single evaluation."""
-    _, condition = workshop.batches.part(0, 0)
+    condition = workshop.batches.condition(0, 0)
     network = workshop.roles.student.network if workshop.teacher.network is None else workshop.teacher.network
     velocity = VelocityField(workshop.teacher, network, rows(condition, slice(0, 1)))  # type: ignore[arg-type]
     device, batch = workshop.accelerator.device, workshop.recipe.train.batch_size
@@ -203,12 +204,14 @@ def _forewarn(result: Rehearsal, workshop: Workshop) -> None:
         )
 
 
-def _measure_update(result: Rehearsal, workshop: Workshop, trainer: Trainer, name: str, first: int, count: int) -> None:
-    """Mean of some updates of one kind, each at its own place of the run, so that intervals differ in length."""
+def _measure_update(
+    result: Rehearsal, workshop: Workshop, trainer: Trainer, name: str, place: Callable[[int], int], count: int
+) -> None:
+    """Mean of some updates of one kind, each in a cycle of its own: `place` gives its step by its number."""
     before = sum(trainer.snapshot().evaluations.values())
 
     def once(number: int) -> None:
-        trainer.progress.step = first + number * trainer.cycle
+        trainer.progress.step = place(number)
         trainer.step()
 
     with _measured(result, name, count, workshop.accelerator.device):

@@ -167,7 +167,7 @@ class Session:
     def out_of_memory(self) -> RunStopped:
         """The error of a device whose memory did not suffice; the last checkpoint is good."""
         trainer, workshop = self.trainer, self.workshop
-        role = "student" if trainer.inside == trainer.cycle - 1 else "auxiliary"
+        role = "student" if trainer.is_student else "auxiliary"
         phase = self._phase or f"{role} update"
         where = f"{phase} after {trainer.update} student updates"
         return out_of_memory(where, workshop.accelerator.device, savings_in(phase, workshop.recipe))
@@ -195,7 +195,7 @@ class Session:
     def _border(self, trainer: Trainer, stopping: bool) -> bool:
         log, update = self.workshop.recipe.log, trainer.update
         last = update == self.workshop.recipe.train.updates
-        self.reporter.stepped(update, trainer.inside / trainer.cycle)
+        self.reporter.stepped(update, trainer.inside / trainer.schedule.length(update))
         for text in trainer.guards.watch.news():
             self.reporter.warned(text)
         if trainer.inside == 0:

@@ -1,8 +1,8 @@
 """The loop: auxiliary updates, a student update, and what happens at the borders between them.
 
 A step is one optimizer update of one role. Steps are counted from 0; every cycle of `aux_updates` auxiliary steps ends
-with a student step, and everything a step needs (phase, items, noise, learning rate) is a function of its number. So a
-checkpoint is weights, moments and that number, and no preview or restart can change what comes after it.
+with a student step (`schedule`), and everything a step needs (phase, items, noise, learning rate) is a function of its
+number. So a checkpoint is weights, moments and that number, and no preview or restart can change what comes after it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mfd_cli.seeds import key
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
 from mfd_cli.training.guards import Guards, Verdict
+from mfd_cli.training.schedule import schedule_of
 from mfd_cli.training.watch import Memory, Standing
 from teachers.base import Teacher
 from teachers.guidance import Evaluations
@@ -86,7 +87,7 @@ class Trainer:
         self.recipe, self.method, self.teacher = recipe, method, teacher
         self.roles, self.batches, self.accelerator = roles, batches, accelerator
         self.progress = progress or Progress()
-        self.cycle = method.aux_updates + 1
+        self.schedule = schedule_of(method)
         self._counts = {name: Evaluations() for name in self.progress.evaluations}
         self._noted = {
             name: [torch.tensor(value, device=accelerator.device) for value in values]
@@ -94,7 +95,7 @@ class Trainer:
         }
         self._fields = Fields(recipe, method, teacher, roles, batches, self._counts)
         self.guards = Guards(
-            recipe.guards, self.progress.guards, accelerator, roles.trained(), method.aux_updates,
+            recipe.guards, self.progress.guards, accelerator, roles.trained(), self.schedule,
             fresh=progress is None,
         )  # fmt: skip
         for role in roles.trained():
@@ -105,12 +106,17 @@ class Trainer:
     @property
     def update(self) -> int:
         """Student updates done."""
-        return self.progress.step // self.cycle
+        return self.schedule.update(self.progress.step)
 
     @property
     def inside(self) -> int:
         """Auxiliary updates done since the last student update."""
-        return self.progress.step % self.cycle
+        return self.schedule.inside(self.progress.step)
+
+    @property
+    def is_student(self) -> bool:
+        """Whether the next step is a student update."""
+        return self.schedule.is_student(self.progress.step)
 
     def run(self, at_border: Callable[[Trainer, bool], bool], stop: Callable[[], bool] = lambda: False) -> None:
         """Steps until the recipe's last update.
@@ -123,7 +129,7 @@ class Trainer:
         Raises:
             RunStopped: a loss or gradient is not finite, on any process, or another guard stops the run.
         """
-        total = self.recipe.train.updates * self.cycle
+        total = self.schedule.steps(self.recipe.train.updates)
         while self.progress.step < total:
             began = time.perf_counter()
             stopping = self.step(stop())
@@ -134,9 +140,9 @@ class Trainer:
     def step(self, stop: bool = False) -> bool:
         """One optimizer update of the roles whose turn it is. Returns whether any process was told to stop."""
         step = self.progress.step
-        is_student = self.inside == self.cycle - 1
+        is_student = self.is_student
         learning = [self.roles.student] if is_student else self.roles.followers()
-        done = self.update if is_student else self.update * (self.cycle - 1) + self.inside
+        done = self.schedule.done(step)
         self._seed_networks(step)
         rates = [role.set_rate(done) for role in learning]
         loss = self._gradient(step, learning, is_student)
@@ -207,11 +213,13 @@ class Trainer:
                         loss = compute(self._fields.batch(step, part, is_student=is_student, update=self.update))
                     self.accelerator.backward(loss.value / parts)
                 losses.append(loss.detached())
+                if not is_student:
+                    self._fields.keep(step, part, loss.samples)
         return losses[0] if parts == 1 else _mean(losses)
 
     def _check(self, loss: Loss, norms: list[Tensor], learning: list[Role], stop: bool) -> Verdict:
         """Asks the guards about an update that is computed, before it is made."""
-        return self.guards.inspect(loss, norms, learning, self.update, self.inside, stop)
+        return self.guards.inspect(loss, norms, learning, self.progress.step, stop)
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"

@@ -22,6 +22,7 @@ from mfd_cli.networks.roles import Role, Roles, build_role, build_roles
 from mfd_cli.seeds import key
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
+from mfd_cli.training.schedule import schedule_of
 from mfd_cli.training.tracking import require_trackers
 from mfd_cli.training.trainer import Progress, Trainer
 from teachers.base import Data, Teacher
@@ -58,7 +59,7 @@ class Workshop:
             critic = method.build_critic(lambda: fields.batch(0, 0, is_student=True, update=0))
         if critic is None:
             return None
-        updates = recipe.train.updates * method.aux_updates
+        updates = schedule_of(method).aux_total(recipe.train.updates)
         return build_role("critic", critic.to(self.accelerator.device), recipe.optim.aux, updates)
 
     def trainer(self, progress: Progress | None = None) -> Trainer:
@@ -163,9 +164,9 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
         _require_states(recipe, data)
     roles = build_roles(
         teacher.to(accelerator.device), recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
-        updates=recipe.train.updates, aux_updates=method.aux_updates, ema=recipe.train.ema,
-        device=accelerator.device, lora=recipe.student.adapters, checkpointing=recipe.train.checkpointing,
-        flow_map=method.flow_map,
+        updates=recipe.train.updates, aux_updates=schedule_of(method).aux_total(recipe.train.updates),
+        ema=recipe.train.ema, device=accelerator.device, lora=recipe.student.adapters,
+        checkpointing=recipe.train.checkpointing, flow_map=method.flow_map,
     )  # fmt: skip
     workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
     roles.critic = workshop.critic()

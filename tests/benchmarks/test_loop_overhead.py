@@ -48,12 +48,12 @@ def test_ratios_are_medians_over_rounds(module):
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_digits"])
 def test_recorded_evaluations_are_those_of_the_repeated_steps(module, script, recipe, request):
     _, trainer = script("workbench").trainer_of(load_recipe(request.getfixturevalue(recipe)), "cpu")
-    first = module.recorded(trainer, trainer.cycle)
-    trainer.progress.step -= trainer.cycle
-    second = module.recorded(trainer, trainer.cycle)
+    first = module.recorded(trainer, trainer.schedule.cycle)
+    trainer.progress.step -= trainer.schedule.cycle
+    second = module.recorded(trainer, trainer.schedule.cycle)
     shapes = [[[(call.x.shape, call.learns) for call in step] for step in plan] for plan in (first, second)]
     assert shapes[0] == shapes[1]
-    assert [sum(call.learns for call in step) for step in first] == [1] * trainer.cycle
+    assert [sum(call.learns for call in step) for step in first] == [1] * trainer.schedule.cycle
 
 
 def test_a_quick_run(module, tiny, tmp_path):

@@ -208,6 +208,19 @@ def test_early_weights_are_one_minus_the_start(world, build):
     assert float(paper.student_loss(batch).value.detach()) != pytest.approx(float(expected.detach()))
 
 
+def test_regression_is_towards_the_steps_of_the_shifted_grid(world, build):
+    """Two Euler steps by hand, the first of shift 3: t / (t + 3 (1 - t)) at t = 1/2 is 1/4."""
+    exact = world(0.0, 1.0, 1.0)
+    batch = exact.batch(64)
+    z = batch.random.normal("z", (1,))
+    middle = z + 0.25 * exact.teacher(z, torch.zeros(64))
+    target = middle + 0.75 * exact.teacher(middle, torch.full((64,), 0.25))
+    method = build(MeanFlowDistillation, regression=Regression(weight=1.0, steps=2, shift=3.0))
+    loss = method.student_loss(batch)
+    data = batch.generate()
+    torch.testing.assert_close(loss.parts["regression_loss"], (data - target).square().mean().detach())
+
+
 def test_regression_pulls_towards_the_teachers_own_sample(world, build):
     """Where the auxiliary equals the teacher, the pull alone is left; it vanishes at the teacher's Euler map."""
     exact = world(0.0, 1.0, 1.0)

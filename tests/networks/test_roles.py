@@ -33,7 +33,7 @@ def roles(ema=0.9, **settings):
     block = Optimizer(**settings)
     teacher = Tiny.load(TeacherSettings(type="tiny"))
     return teacher, build_roles(
-        teacher, block, Optimizer(lr=5e-4), seed=0, updates=100, aux_updates=5, ema=ema, device=torch.device("cpu")
+        teacher, block, Optimizer(lr=5e-4), seed=0, updates=100, aux_updates=500, ema=ema, device=torch.device("cpu")
     )
 
 

@@ -36,7 +36,7 @@ def cut(step: int, parts: int, processes: int, size: int | None) -> tuple[Tensor
     for part in range(parts):
         for process in range(processes):
             batches = Batches(Numbered(size), 3, 24, parts, process, processes, torch.device("cpu"))
-            random, condition = batches.part(step, part)
+            random, condition = batches.stream(step, part), batches.condition(step, part)
             pieces.append((condition["label"], random.normal("z", (5,)), random.uniform("t")))
             assert len(condition["label"]) == batches.rows == 24 // (parts * processes)
     return tuple(torch.cat(column) for column in zip(*pieces, strict=True))  # type: ignore[return-value]

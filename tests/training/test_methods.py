@@ -72,6 +72,51 @@ def test_a_run_that_was_stopped_ends_the_same(method, monkeypatch):
     assert one == two
 
 
+def test_warmup_and_shared_samples_survive_a_stop_in_the_middle(monkeypatch):
+    """At every step of the first cycles, the samples that updates share are drawn again."""
+    more = ["method.aux_updates=4", "method.aux_warmup=3", "method.aux_reuse=3", "train.accumulation=2"]
+    whole = run("mfd", "runs/whole", *more)
+    original = story.Trainer.run
+    for end in (1, 2, 4, 7, 8, 10):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                story.Trainer,
+                "run",
+                lambda trainer, at_border, stop, end=end: original(
+                    trainer, at_border, lambda: trainer.progress.step >= end
+                ),
+            )
+            with pytest.raises(Interrupted):
+                run("mfd", f"runs/cut{end}", *more)
+        cut = run("mfd", f"runs/cut{end}", *more, resume=True)
+        one, two = (read_student(folder.root).config["weights_sha256"] for folder in (whole, cut))
+        assert one == two, end
+
+
+@pytest.mark.parametrize("method", ["mfd", "diff-instruct"])
+def test_shared_samples_are_drawn_once_and_noised_anew(method, monkeypatch):
+    more = [*settings(method), "train.batch_size=8", "method.aux_updates=4", "method.aux_reuse=4"]
+    workshop = build(load_recipe("tiny.yaml", more), "cpu")
+    trainer = workshop.trainer()
+    seen = []
+    original = trainer.method.auxiliary_loss
+
+    def loss(batch):
+        found = original(batch)
+        seen.append((found.samples, found.times))
+        return found
+
+    monkeypatch.setattr(trainer.method, "auxiliary_loss", loss)
+    for _ in range(5 + 4):
+        trainer.step()
+    assert trainer.snapshot().evaluations["student"] == 8 * (1 + 1 + 1)  # two cycles' samples, one student update
+    first, second = seen[:4], seen[4:]
+    for cycle in (first, second):
+        assert all(torch.equal(samples, cycle[0][0]) for samples, _ in cycle)
+        assert len({tuple(times.tolist()) for _, times in cycle}) == 4
+    assert not torch.equal(first[0][0], second[0][0])
+
+
 @pytest.mark.parametrize("method", methods.names())
 def test_a_student_starts_as_the_teacher(method):
     """One step of the untrained student is one Euler step of the fitted velocity, of a map as of any other."""
@@ -97,7 +142,7 @@ def counted(method, *more):
     workshop = build(load_recipe("tiny.yaml", [*settings(method), "train.batch_size=8", *more]), "cpu")
     trainer = workshop.trainer()
     found = []
-    for _ in range(trainer.cycle):
+    for _ in range(trainer.schedule.cycle):
         before = dict(trainer.snapshot().evaluations)
         trainer.step()
         after = trainer.snapshot().evaluations

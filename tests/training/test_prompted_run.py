@@ -52,7 +52,7 @@ def test_the_loop_runs_no_encoder_and_no_decoder(monkeypatch):
     monkeypatch.setattr(SanaTeacher, "decode", lambda *given: pytest.fail("the decoder was asked"))
     assert workshop.teacher._encoder is None
     trainer = workshop.trainer()
-    for _ in range(2 * trainer.cycle):
+    for _ in range(2 * trainer.schedule.cycle):
         trainer.step()
     workshop.teacher.encode(workshop.teacher.examples(8))  # previews need none either
 
@@ -111,7 +111,7 @@ def test_the_instruction_setting_of_training_is_that_of_previews_sampling_and_ex
 
 def test_processes_draw_noise_and_times_of_their_own():
     data = build(load_recipe("sana-tiny", FEW), "cpu").data
-    streams = [Batches(data, 0, 8, 1, process, 4, torch.device("cpu")).part(3, 0)[0] for process in range(4)]
+    streams = [Batches(data, 0, 8, 1, process, 4, torch.device("cpu")).stream(3, 0) for process in range(4)]
     for purpose, shape in (("z", (8, 2, 2)), ("x0", (8, 2, 2)), ("s", ()), ("t", ())):
         drawn = torch.cat([stream.normal(purpose, shape) if shape else stream.uniform(purpose) for stream in streams])
         assert len(drawn.flatten(1).unique(dim=0) if shape else drawn.unique()) == 8

@@ -115,7 +115,7 @@ def gradients(settings: list[str], step: int) -> list[torch.Tensor]:
     recipe = workshop.recipe
     method = methods.get(recipe.method.type)(recipe.method)
     trainer = Trainer(recipe, method, workshop.teacher, workshop.roles, workshop.batches, workshop.accelerator)
-    role = workshop.roles.student if step % trainer.cycle == trainer.cycle - 1 else workshop.roles.auxiliary
+    role = workshop.roles.student if trainer.schedule.is_student(step) else workshop.roles.auxiliary
     loss = trainer._gradient(step, [role], role is workshop.roles.student)
     return [loss.value, loss.report, *(value.grad for value in role.network.parameters())]  # type: ignore[list-item]
 
@@ -142,7 +142,7 @@ def test_a_gradient_left_by_the_teachers_fit_does_not_reach_the_first_step() -> 
         recipe, methods.get("mfd")(recipe.method), workshop.teacher, workshop.roles, workshop.batches,
         workshop.accelerator,
     )  # fmt: skip
-    for _ in range(trainer.cycle):
+    for _ in range(trainer.schedule.cycle):
         trainer.step()
     assert trainer.metrics()["grad_norm"] < 100
 
@@ -165,10 +165,10 @@ def test_only_the_role_whose_turn_it_is_learns() -> None:
             any(not torch.equal(*pair) for pair in zip(*two, strict=True)) for two in zip(before, copies(), strict=True)
         ]
 
-    for inside in range(trainer.cycle):
+    for inside in range(trainer.schedule.cycle):
         before = copies()
         trainer.step()
-        student = inside == trainer.cycle - 1
+        student = inside == trainer.schedule.cycle - 1
         assert moved(before) == [student, not student, student, False]
 
 
