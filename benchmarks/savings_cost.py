@@ -148,6 +148,7 @@ def _draw(figure: Figure, report: dict[str, Any]) -> None:
     axes.plot(*zip(*report["memory_mb"], strict=True))
     axes.set_xlabel("student updates")
     axes.set_ylabel("memory of the process, MB")
+    axes.set_ylim(0, 1.1 * max(value for _, value in report["memory_mb"]))
 
 
 if __name__ == "__main__":
