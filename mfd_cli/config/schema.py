@@ -29,7 +29,8 @@ from teachers.registry import teachers as teacher_registry
 from teachers.settings import Settings, Strict
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name, if it can be that of a file or folder anywhere. Raises ValueError otherwise, with what is allowed."""
     if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
         raise ValueError("a name is letters, digits, '-', '_' and '.', and does not begin with '.'")
     if name == "latest" or len(name) > 100:
@@ -257,7 +258,7 @@ class Guards(Strict):
     repeat: int = Field(500, ge=1, description="Student updates before the same warning is given again.")
 
 
-Name = Annotated[str, AfterValidator(_plain_name)]
+Name = Annotated[str, AfterValidator(plain_name)]
 
 
 class RecipeBase(Strict):
