@@ -143,7 +143,7 @@ def test_a_recipe_binds_to_its_teacher_and_method(page: str, text: str, tmp_path
     whole = given.data
     if "name" not in whole:  # a part: what it says goes into the recipe of the page's kind
         base = parse((ROOT / "recipes" / "sana.yaml").read_text("utf-8"), "sana.yaml").data
-        whole = {**base, **{key: value for key, value in given.data.items()}}
+        whole = {**base, **given.data}
     path = tmp_path / "recipe.yaml"
     path.write_text(dump(whole), "utf-8")
     loaded: Any = load_any(str(path))

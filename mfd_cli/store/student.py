@@ -145,7 +145,9 @@ def _require_plain_name(path: Path, config: Mapping[str, Any]) -> None:
         if "name" in recipe:
             plain_name(recipe["name"])
     except (ValueError, TypeError, AttributeError) as error:
-        raise MfdError(f"{path}: the student's recipe has a name that is none ({error})", do="train it again") from error
+        raise MfdError(
+            f"{path}: the student's recipe has a name that is none ({error})", do="train it again"
+        ) from error
 
 
 def _check_format(file: Path, config: Mapping[str, Any]) -> None:
