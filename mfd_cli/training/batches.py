@@ -57,6 +57,10 @@ class Batches:
         """Real states of the same items [B, ...]. Raises TeacherError if the data source has none."""
         return self.data.states(self._items(step, part)).to(self.device)
 
+    def items(self, step: int) -> list[int]:
+        """This process's items of one step, part after part."""
+        return [item for part in range(self.parts) for item in self._items(step, part).tolist()]
+
     def _items(self, step: int, part: int) -> Tensor:
         position = step * self.batch_size + self._first(part)
         if self.data.size is None:

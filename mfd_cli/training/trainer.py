@@ -211,7 +211,10 @@ class Trainer:
 
     def _check(self, loss: Loss, norms: list[Tensor], learning: list[Role], stop: bool) -> Verdict:
         """Asks the guards about an update that is computed, before it is made."""
-        return self.guards.inspect(loss, norms, learning, self.update, self.inside, stop)
+        step = self.progress.step
+        return self.guards.inspect(
+            loss, norms, learning, self.update, self.inside, stop, items=lambda: self.batches.items(step)
+        )
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"
