@@ -7,7 +7,7 @@ under that name, so `recipe_model` builds the complete schema for the three type
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -111,6 +111,11 @@ class Optimizer(Strict):
 
 class StudentOptimizer(Strict):
     """The optimizer of methods that train the student alone."""
+
+    #: keys of other methods, and why they are none here
+    elsewhere: ClassVar[dict[str, str]] = {
+        "aux": "the method has no auxiliary, and so no optimizer for one; leave the block out"
+    }
 
     student: Optimizer = Field(default_factory=Optimizer, description="The student's optimizer.")
 
