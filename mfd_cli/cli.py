@@ -224,9 +224,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # `mfd ... | head`
-        sys.stderr.close()
-        sys.exit(0)
+    except SystemExit as error:
+        # Typer ends with 1 where the reader of a pipe has left, as in `mfd ... | head`: that is no failure
+        sys.exit(0 if isinstance(error.__context__, BrokenPipeError) else error.code)
     except Exception as error:
         sys.exit(_unexpected(error))
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def share_weights(folder: Path, like: Path) -> None:
+    """Gives safetensors files below a folder the mode of another file: libraries write them for their owner alone."""
+    for file in folder.rglob("*.safetensors"):
+        shutil.copymode(like, file)
 
 
 def sha256(path: Path) -> str:

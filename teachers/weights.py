@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from teachers.errors import MfdError
 
 #: key of a safetensors header under which mfd keeps its JSON
 HEADER = "mfd"
+#: lists of weights that are stored in several files, and what such a file may be called
+_SHARDS, _SHARD = "*.safetensors.index*.json", re.compile(r"[\w.-]+\.safetensors")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -83,6 +86,31 @@ def require_fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise MfdError(f"{path}: weights do not fit the network: {'; '.join(sorted(wrong)[:5])}{more}")
+
+
+def require_shards_inside(folder: Path) -> None:
+    """Refuses weights in several files whose list names anything but files beside it, which a library would open.
+
+    Args:
+        folder: of a model, or of a pipeline whose parts are folders in it.
+
+    Raises:
+        MfdError: a list is damaged, or leads out of its folder; names the list and the entry.
+    """
+    for index in sorted([*folder.glob(_SHARDS), *folder.glob(f"*/{_SHARDS}")]):
+        try:
+            listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise MfdError(
+                f"{index}: no readable list of weight files ({type(error).__name__})", do="copy or download it again"
+            ) from error
+        for name in listed:
+            if not isinstance(name, str) or not _SHARD.fullmatch(name):
+                raise MfdError(
+                    f"{index}: lists {str(name)[:80]!r} among its weight files, which leads out of its folder",
+                    allowed=".safetensors files beside the list",
+                    do="use a copy whose origin you trust",
+                )
 
 
 def _unreadable(path: Path, error: Exception) -> MfdError:

@@ -6,11 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from mfd_cli import cli
 
@@ -74,6 +75,21 @@ def test_a_verb_has_its_options_and_an_example(command: str, mfd: Run) -> None:
     words = set(re.findall(r"[^\s,]+", out))
     assert not [name for name in SURFACE[command] if name not in words]
     assert f"Example: mfd {command}" in " ".join(out.split())
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command below a group, with the words that lead to it."""
+    for name, command in group.commands.items():
+        words = f"{path} {name}".strip()
+        yield from commands(command, words) if hasattr(command, "commands") else [(words, command)]
+
+
+def test_every_command_has_an_example_of_itself() -> None:
+    found = dict(commands(typer.main.get_command(cli.app)))
+    assert set(SURFACE) <= set(found)
+    for words, command in found.items():
+        example = re.search(r"Example: mfd (.*)", command.help or "", re.S)
+        assert example is not None and example[1].startswith(words), words
 
 
 def test_version(mfd: Run) -> None:
@@ -303,7 +319,8 @@ def test_python_m_does_not_look_into_the_working_folder() -> None:
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_error() -> None:
     for arguments in ("recipes show toy", "teachers list", "recipes schema"):
-        done = subprocess.run(
-            f"{sys.executable} -m mfd_cli {arguments} | head -n 1", shell=True, cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.stdout and not done.stderr, done.stderr
+        for reader in ("head -n 1", "true"):
+            line = f"set -o pipefail; {sys.executable} -m mfd_cli {arguments} | {reader}"
+            done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+            assert not done.stderr and done.returncode == 0, (arguments, reader, done)
+            assert done.stdout or reader == "true"

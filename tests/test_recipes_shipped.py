@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from mfd_cli.config import bundled
 from mfd_cli.config.load import LoadedRecipe, dump, load_any, load_recipe
+from mfd_cli.methods.registry import methods
 from mfd_cli.training.run import distill
 from teachers.settings import Strict
 
@@ -56,8 +57,27 @@ IDLE = {"guards.repeat", "guards.skip_non_finite"}
 #: keys that nothing reads in a run: adapters where there are none, and how to judge where nothing is judged
 UNREAD = {
     "toy": {"student.lora", *IDLE},
+    # no samples are drawn while training, so the guards that look at them wait for nothing
+    "trajectory": {"student.lora", "guards.after", *IDLE},
     "prompted": {"evaluate.batch_size", "evaluate.metric", "evaluate.quick_num", *IDLE},
 }
+
+
+DIFFERENCE = "method.derivative.type=difference"
+#: method to the settings of runs that together read every key
+FORMS: dict[str, list[list[str]]] = {
+    "mfd": [[]],
+    "diff-instruct": [[]],
+    "dmd2": [[]],
+    "senseflow": [[]],
+    "cd": [[], ["method.form=continuous", DIFFERENCE]],
+    "ayf": [[DIFFERENCE]],
+    "meanflow": [[DIFFERENCE]],
+}
+
+
+def test_every_method_is_looked_at() -> None:
+    assert set(FORMS) == set(methods.names())
 
 
 @pytest.fixture
@@ -87,15 +107,18 @@ def fields(block: Strict, prefix: str = "") -> Iterator[tuple[tuple[int, str], s
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("method", ["mfd", "diff-instruct"])
+@pytest.mark.parametrize("method", FORMS)
 def test_every_key_is_read_by_something(method: str, reads: set[tuple[int, str]]) -> None:
     settings = [f"method.type={method}", "evaluate.num=200", "evaluate.batch_size=100", "log.preview_every=3"]
     settings += ["optim.student.schedule=cosine", "evaluate.every=2", "evaluate.quick_num=100", "evaluate.patience=9"]
-    loaded: LoadedRecipe = load_recipe("tiny.yaml", settings)
-    reads.clear()  # what validation reads does not count
-    distill(loaded)
-    unread = {key for place, key in fields(loaded.recipe) if place not in reads}
-    assert unread == UNREAD["toy"]
+    unread = []
+    for number, form in enumerate(FORMS[method]):
+        loaded: LoadedRecipe = load_recipe("tiny.yaml", [*settings, *form])
+        reads.clear()  # what validation reads does not count
+        distill(loaded, output=f"run-{number}")
+        unread.append({key for place, key in fields(loaded.recipe) if place not in reads})
+    alone = methods.get(method)(loaded.recipe.method).aux_updates == 0
+    assert set.intersection(*unread) == UNREAD["trajectory" if alone else "toy"]
 
 
 @pytest.mark.slow

@@ -199,6 +199,21 @@ def test_a_run_and_its_errors_hold_no_secret(
     assert b"ecretSecret" not in written and str(Path.home()).encode() + b"/" not in written
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("command", "folder"), [("sample", "samples"), ("export", "export")])
+def test_nothing_is_written_through_a_link_out_of_the_run_folder(
+    command: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = distill("tiny.yaml", output="run", overrides=["train.updates=1"])
+    Path("outside").mkdir()
+    (run.root / folder).symlink_to(Path("outside").resolve())
+    monkeypatch.setattr(sys, "argv", ["mfd", command, "run"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2 and "a link that leads out of the run folder" in capsys.readouterr().err
+    assert not list(Path("outside").iterdir())
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["teachers", "list"]])
 def test_a_broken_package_breaks_itself_alone(arguments: list[str], tmp_path: Path) -> None:
     package = tmp_path / "broken-0.1.dist-info"

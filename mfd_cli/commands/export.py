@@ -120,4 +120,5 @@ def _default_folder(path: Path, run: RunFolder | None) -> Path:
     if run is None:
         raise MfdError(f"{path} is an export already", do="say where another one goes, with -o DIR")
     folder = run.export
+    run.require_own(folder)
     return folder / path.name if path.parent in (run.checkpoints, run.best) else folder

@@ -228,7 +228,10 @@ def _default_output(path: Path, student: Sampler, steps: int, seed: int, teacher
     if teacher:
         parts.append("teacher")
     name = "-".join([*parts, f"steps{steps}", f"seed{seed}.png"])
-    return Path(name) if run is None else run.samples / name
+    if run is None:
+        return Path(name)
+    run.require_own(run.samples)
+    return run.samples / name
 
 
 def _write_picture(target: Path, samplers: list[tuple[Sampler, int]], request: dict[str, Any]) -> None:

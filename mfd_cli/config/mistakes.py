@@ -127,7 +127,11 @@ def _get(data: Any, part: str | int) -> Any:
 
 def _other(entry: Any, path: Path, model: type[BaseModel], value: Any) -> str:
     if entry["type"] == "extra_forbidden":
-        names = [name for block in models_at(model, path[:-1]) for name in block.model_fields]
+        blocks = models_at(model, path[:-1])
+        for block in blocks:
+            if why := getattr(block, "elsewhere", {}).get(path[-1]):
+                return str(why)
+        names = [name for block in blocks for name in block.model_fields]
         allowed = ", ".join(dict.fromkeys(names)) or "nothing"
         return f"unknown key; allowed: {allowed}{nearest(str(path[-1]), names)}"
     if entry["type"] == "missing":

@@ -7,7 +7,7 @@ under that name, so `recipe_model` builds the complete schema for the three type
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +29,8 @@ from teachers.registry import teachers as teacher_registry
 from teachers.settings import Settings, Strict
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name, if it can be that of a file or folder anywhere. Raises ValueError otherwise, with what is allowed."""
     if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
         raise ValueError("a name is letters, digits, '-', '_' and '.', and does not begin with '.'")
     if name == "latest" or len(name) > 100:
@@ -110,6 +111,11 @@ class Optimizer(Strict):
 
 class StudentOptimizer(Strict):
     """The optimizer of methods that train the student alone."""
+
+    #: keys of other methods, and why they are none here
+    elsewhere: ClassVar[dict[str, str]] = {
+        "aux": "the method has no auxiliary, and so no optimizer for one; leave the block out"
+    }
 
     student: Optimizer = Field(default_factory=Optimizer, description="The student's optimizer.")
 
@@ -257,7 +263,7 @@ class Guards(Strict):
     repeat: int = Field(500, ge=1, description="Student updates before the same warning is given again.")
 
 
-Name = Annotated[str, AfterValidator(_plain_name)]
+Name = Annotated[str, AfterValidator(plain_name)]
 
 
 class RecipeBase(Strict):

@@ -219,6 +219,9 @@ class _Reader:
         if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
             self.refuse(node.start_mark.line, path, "half of a surrogate pair, which is no character")
             return None
+        if isinstance(value, str) and "\0" in value:
+            self.refuse(node.start_mark.line, path, "the character NUL, which no name or path can have")
+            return None
         return value
 
 

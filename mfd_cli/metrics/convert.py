@@ -1,13 +1,11 @@
 """Published weights of metrics that come as pickles: turned into safetensors, once, with their names kept.
 
-Only `convert` opens a pickle, with a loader that builds tensors and containers and nothing else.
+Only `convert` opens a pickle, by `teachers.foreign`, which builds tensors and containers and nothing else.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from teachers.files import sha256, write_whole
+from teachers.foreign import load_pickled
 from teachers.weights import HEADER
 
 #: metric to a tensor that its weights must hold
@@ -55,7 +54,8 @@ def convert(metric: str, source: Path, target: Path, *, force: bool = False) -> 
         raise MfdError(f"-o {target}", allowed="a file that ends in .safetensors")
     if target.exists() and not force:
         raise MfdError(f"{target}: exists", do="give another name, or replace it with --force")
-    tensors = _tensors(_load(source), metric, source)
+    content = load_pickled(source, "a file", allowed="the published .pth or .pt", do="download it again")
+    tensors = _tensors(content, metric, source)
     header = {"type": metric, "source_sha256": sha256(source), "source_name": source.name}
     try:
         write_whole(target, save(tensors, metadata={HEADER: json.dumps(header)}))
@@ -81,19 +81,3 @@ def _tensors(content: Any, metric: str, source: Path) -> dict[str, Tensor]:
         raise MfdError(f"{source}: NaN or infinite values in {', '.join(bad[:5])}", do="download the file again")
     # each tensor in memory of its own: safetensors refuses tensors that share it
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in found.items()}
-
-
-def _load(source: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(source, weights_only=True, map_location="cpu")
-    except Exception as error:  # a damaged pickle can fail in every way there is
-        # torch's own words would advise to run it
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else "damaged, or of another format"
-        raise MfdError(
-            f"{source}: not a file of tensors and plain containers; nothing in it was run ({reason})",
-            allowed="the published .pth or .pt",
-            do="download it again",
-        ) from error

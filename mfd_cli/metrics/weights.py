@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from teachers.files import sha256
-from teachers.weights import read_tensors
+from teachers.weights import read_tensors, require_shards_inside
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _CONFIGS = ["*.json", "*.txt"]
@@ -168,4 +168,6 @@ def _complete(metric: str, key: str, model: str, folder: Path, weights: bool) ->
         )  # fmt: skip
     if weights and "config.json" not in names:
         raise MfdError(f"{metric}: {key}: {model} has no config.json", allowed="config.json and model.safetensors")
+    if weights:
+        require_shards_inside(folder)
     return folder

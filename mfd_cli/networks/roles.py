@@ -137,11 +137,7 @@ def build_roles(
                 torch.manual_seed(key(seed, "flow map")[0] >> 1)
                 first = teacher.flow_map(first)
     else:
-        if flow_map:
-            raise MfdError(
-                "student.weights: lora for a method whose student is a flow map, which trains weights of its own",
-                allowed="student.weights: full",
-            )
+        assert not flow_map, "refused before anything is built"
         names = ["student", *(["aux"] if aux_updates else []), *(["ema"] if ema is not None else [])]
         shared = share_base(teacher, lora, names, seed=seed)
         first, second, place = (shared.networks.get(name) for name in ("student", "aux", "ema"))  # type: ignore[assignment]
@@ -198,6 +194,12 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
         return _adamw_8bit()(trained, **shared)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.type]
     return kind(trained, **shared, fused=True)
+
+
+def require_optimizer(settings: OptimizerSettings) -> None:
+    """Raises MfdError if the optimizer's package is not installed."""
+    if settings.type == "adamw8bit":
+        _adamw_8bit()
 
 
 def _adamw_8bit() -> Any:

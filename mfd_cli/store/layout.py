@@ -18,6 +18,8 @@ from mfd_cli.store.files import read_json, write_bytes, write_json
 RUNS = Path("runs")
 #: the two files of a student's folder
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+#: held while a process writes the run
+LOCK = ".lock"
 _LATEST = "latest"
 
 
@@ -76,6 +78,24 @@ class RunFolder:
     def report(self) -> Path:
         """Speed and quality measured at the end of the run."""
         return self.root / "benchmark.json"
+
+    def require_own(self, *paths: Path) -> None:
+        """Refuses to write through links that lead out of the run folder.
+
+        Args:
+            paths: places in the folder; all that a run writes if left out.
+
+        Raises:
+            MfdError: one of them is such a link.
+        """
+        everything = (self.previews, self.checkpoints, self.best, self.student, self.root / LOCK)
+        for path in paths or everything:
+            if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
+                raise MfdError(
+                    f"{path}: a link that leads out of the run folder ({os.readlink(path)})",
+                    allowed="a run folder that holds all of its files",
+                    do="remove the link, or choose another folder with -o",
+                )
 
     def is_run(self) -> bool:
         """Whether mfd made this folder."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mfd_cli.errors import MfdError
+from mfd_cli.store.layout import LOCK
 
 try:
     import fcntl
@@ -23,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         MfdError: another process holds it; names that process and its host.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
     with open(path, "a+", encoding="utf-8") as file:
         if fcntl is not None:
             try:

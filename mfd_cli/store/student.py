@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfd_cli.config.schema import plain_name
 from mfd_cli.errors import MfdError
 from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.files import whole_folder, write_json
@@ -111,6 +112,7 @@ def read_student(path: Path) -> StoredStudent:
     file = path / WEIGHTS if path.is_dir() else path
     config = read_header(file)
     _check_format(file, config)
+    _require_plain_name(file, config)
     weights = read_tensors(file)
     if config.get("weights_sha256") != fingerprint(weights):
         raise MfdError(f"{file}: the weights have changed since mfd wrote them (SHA-256 differs)", do="copy it again")
@@ -131,8 +133,21 @@ def _config_hash(config: Mapping[str, Any]) -> str:
 
 def _from_checkpoint(path: Path) -> StoredStudent:
     checkpoint = verify(path)
+    _require_plain_name(path, checkpoint.state["student"])
     part = "ema" if checkpoint.state["student"].get("ema") else "student"
     return StoredStudent({"format": FORMAT, **checkpoint.state["student"]}, checkpoint.tensors(part), path)
+
+
+def _require_plain_name(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a recipe's name that leads elsewhere: pictures and exports are called after it."""
+    recipe = config.get("recipe") or {}
+    try:
+        if "name" in recipe:
+            plain_name(recipe["name"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MfdError(
+            f"{path}: the student's recipe has a name that is none ({error})", do="train it again"
+        ) from error
 
 
 def _check_format(file: Path, config: Mapping[str, Any]) -> None:

@@ -37,12 +37,7 @@ class Batches:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if self.batch_size % (self.parts * self.processes):
-            raise MfdError(
-                f"train.batch_size {self.batch_size} cannot be shared by {self.processes} processes "
-                f"with train.accumulation {self.parts}",
-                allowed=f"a multiple of {self.parts * self.processes}",
-            )
+        require_shares(self.batch_size, self.parts, self.processes)
 
     @property
     def rows(self) -> int:
@@ -61,6 +56,10 @@ class Batches:
         """Real states of the same items [B, ...]. Raises TeacherError if the data source has none."""
         return self.data.states(self._items(step, part)).to(self.device)
 
+    def items(self, step: int) -> list[int]:
+        """This process's items of one step, part after part."""
+        return [item for part in range(self.parts) for item in self._items(step, part).tolist()]
+
     def _items(self, step: int, part: int) -> Tensor:
         position = step * self.batch_size + self._first(part)
         if self.data.size is None:
@@ -70,3 +69,12 @@ class Batches:
     def _first(self, part: int) -> int:
         """Place in the step's batch of the first of this process's rows."""
         return (part * self.processes + self.process) * self.rows
+
+
+def require_shares(batch_size: int, parts: int, processes: int) -> None:
+    """Raises MfdError unless every process has as many samples as any other in each part of a batch."""
+    if batch_size % (parts * processes):
+        raise MfdError(
+            f"train.batch_size {batch_size} cannot be shared by {processes} processes with train.accumulation {parts}",
+            allowed=f"a multiple of {parts * processes}",
+        )

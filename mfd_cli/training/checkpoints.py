@@ -56,9 +56,23 @@ def restore(checkpoint: Checkpoint, roles: Roles) -> Progress:
         own = {name.removeprefix(prefix): value for name, value in optim.items() if name.startswith(prefix)}
         restore_optimizer(role.optimizer, role.parameter_names(), own, path / "optim.safetensors")
     try:
-        return Progress.stored(checkpoint.state["progress"])
+        progress = Progress.stored(checkpoint.state["progress"])
     except (KeyError, TypeError, AttributeError) as error:
         raise MfdError(f"{path}/state.json: no position to continue from ({error})") from error
+    _require_moments(checkpoint, roles, progress)
+    return progress
+
+
+def _require_moments(checkpoint: Checkpoint, roles: Roles, progress: Progress) -> None:
+    """Refuses an optimizer that has made updates and would start over without a state."""
+    update, inside = checkpoint.state["update"], checkpoint.state["inside"]
+    for role in roles.trained():
+        done = update if role.name == "student" else update + inside  # at least
+        if done > progress.guards.skipped and not role.optimizer.state:
+            raise MfdError(
+                f"{checkpoint.path}/optim.safetensors: no state of the optimizer of {role.name}, which made updates",
+                do="resume from another checkpoint, or start again with --force",
+            )
 
 
 def _optimizers(roles: Roles) -> dict[str, Tensor]:

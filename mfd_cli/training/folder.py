@@ -45,6 +45,7 @@ def plan_run(folder: Path, recipe: LoadedRecipe, *, resume: bool, force: bool) -
     run = RunFolder(folder)
     if resume and force:
         raise MfdError("--resume and --force together", allowed="one of them: continue the run, or start it again")
+    run.require_own()
     if resume:
         return _resumed(run, recipe)
     if folder.exists() and not folder.is_dir():
@@ -122,8 +123,9 @@ def open_folder(plan: Plan, size: int) -> None:
         probe = root / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise MfdError(f"{root}: cannot be written ({error.strerror})", do="choose another folder with -o") from error
+    except (OSError, ValueError) as error:  # a ValueError: a path that cannot be one
+        why = getattr(error, "strerror", None) or error
+        raise MfdError(f"{root}: cannot be written ({why})", do="choose another folder with -o") from error
 
 
 def resume_command(run: RunFolder) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from mfd_cli.methods.base import Loss
 from mfd_cli.networks.roles import Role
 from mfd_cli.training.measures import duplicates, fingerprint, gaussian_loss, variances
 from mfd_cli.training.schedule import Schedule
-from mfd_cli.training.watch import Memory, Seen, Sign, Watch, optimizer_key, place, span
+from mfd_cli.training.watch import Memory, Seen, Sign, Watch, listed, optimizer_key, place, span
 
 _REMEDY = (
     "nothing was updated. Lower the learning rate or the guidance, keep intervals away from t = 1 "
@@ -66,7 +66,15 @@ class Guards:
             memory.starts = {role.name: fingerprint(role.parameters) for role in roles}
             memory.counted = {role.name: [0, 0] for role in roles}
 
-    def inspect(self, loss: Loss, norms: Sequence[Tensor], learning: Sequence[Role], step: int, stop: bool) -> Verdict:
+    def inspect(
+        self,
+        loss: Loss,
+        norms: Sequence[Tensor],
+        learning: Sequence[Role],
+        step: int,
+        stop: bool,
+        items: Callable[[], Sequence[int]] = tuple,
+    ) -> Verdict:
         """Decides about an update whose gradient is there.
 
         Args:
@@ -75,6 +83,7 @@ class Guards:
             learning: those roles.
             step: updates of all roles done.
             stop: whether this process was told to stop.
+            items: gives the data items of this process's batch, for a message.
 
         Raises:
             RunStopped: a value is not finite, on any process, or the student has collapsed.
@@ -97,7 +106,7 @@ class Guards:
             **dict(zip(self._names(role), found, strict=False)),
         )  # fmt: skip
         if anywhere:
-            self._skip_or_refuse(seen, value, sum(sizes), other_rank=not bad)
+            self._skip_or_refuse(seen, value, sum(sizes), items, other_rank=not bad)
         else:
             self.watch.look(seen)
             self._count(seen.norms)
@@ -145,12 +154,15 @@ class Guards:
                 updates, with_gradient = self.memory.counted[role]
                 self.memory.counted[role] = [updates + 1, with_gradient + (norm > 0)]
 
-    def _skip_or_refuse(self, seen: Seen, value: float, norm: float, *, other_rank: bool) -> None:
+    def _skip_or_refuse(
+        self, seen: Seen, value: float, norm: float, items: Callable[[], Sequence[int]], *, other_rank: bool
+    ) -> None:
         memory, allowed = self.memory, self.settings.skip_non_finite
         if memory.skipped >= allowed:
+            failed = [role for role, size in seen.norms.items() if not math.isfinite(size)]
             refuse_non_finite(
-                role=seen.role, update=seen.update, inside=seen.inside, loss=value, norm=norm, times=seen.times,
-                other_rank=other_rank, skipped=memory.skipped,
+                role=" and ".join(failed) or seen.role, update=seen.update, inside=seen.inside, loss=value, norm=norm,
+                times=seen.times, other_rank=other_rank, skipped=memory.skipped, items=items(),
             )  # fmt: skip
         memory.skipped += 1
         what = f"not finite (loss {value}, gradient norm {norm}): left out, {memory.skipped} of {allowed} allowed,"
@@ -167,6 +179,7 @@ def refuse_non_finite(
     times: Tensor | None,
     other_rank: bool = False,
     skipped: int = 0,
+    items: Sequence[int] = (),
 ) -> None:
     """Stops before an optimizer step whose loss or gradient is not finite.
 
@@ -179,6 +192,7 @@ def refuse_non_finite(
         times: the times the loss was computed at, [B] or [B, 2].
         other_rank: another process met it.
         skipped: updates that were left out before.
+        items: data items of the batch.
 
     Raises:
         RunStopped: loss or norm is NaN or infinite.
@@ -187,7 +201,8 @@ def refuse_non_finite(
         return
     what = "another process met a value that is not finite" if other_rank else f"loss {loss}, gradient norm {norm}"
     before = f"; {skipped} updates were left out before (guards.skip_non_finite)" if skipped else ""
-    raise RunStopped(f"{role}: not finite at {place(role, update, inside)}: {what}{span(times)}{before}", do=_REMEDY)
+    batch = span(times) + ("" if other_rank else listed(items))
+    raise RunStopped(f"{role}: not finite at {place(role, update, inside)}: {what}{batch}{before}", do=_REMEDY)
 
 
 def _unmoved(role: Role, updates: int, with_gradient: int) -> RunStopped:

@@ -20,9 +20,10 @@ from mfd_cli.store.files import free_bytes, human
 from mfd_cli.store.layout import RUNS
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.folder import describe
+from mfd_cli.training.preflight import refuse_missing
 from mfd_cli.training.savings import out_of_memory, savings
 from mfd_cli.training.trainer import Trainer
-from mfd_cli.training.workshop import Workshop, build, refuse_missing
+from mfd_cli.training.workshop import Workshop, build
 from teachers.conditions import Condition, rows
 from teachers.guidance import VelocityField
 

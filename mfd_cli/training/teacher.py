@@ -104,7 +104,10 @@ def fit(teacher: Teacher, data: Data, recipe: Any, reporter: Reporter) -> nn.Mod
         loss, t = _loss(teacher, network, data, recipe, update)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
-        refuse_non_finite(role="teacher", update=update, inside=0, loss=loss.item(), norm=norm.item(), times=t)
+        refuse_non_finite(
+            role="teacher", update=update, inside=0, loss=loss.item(), norm=norm.item(), times=t,
+            items=_items(data, recipe, update).tolist(),
+        )  # fmt: skip
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if average is not None:
@@ -121,16 +124,22 @@ def _loss(teacher: Teacher, network: nn.Module, data: Data, recipe: Any, update:
     """Flow-matching loss of one batch, and its times."""
     train = recipe.train
     random = Stream(recipe.seed, update, 0, train.batch_size)
-    first = update * train.batch_size
-    items = torch.arange(first, first + train.batch_size)
-    if data.size is not None:
-        items = order(recipe.seed, data.size, first, train.batch_size)
+    items = _items(data, recipe, update)
     states = data.states(items)
     noise = random.normal("x0", states.shape[1:])
     t = random.uniform("t") if train.times == "uniform" else torch.sigmoid(random.normal("t", ()))
     condition = _dropped(teacher, data.condition(items), random.uniform("drop") < train.drop_condition)
     error = teacher.velocity(network, interpolate(noise, states, t), t, condition) - (states - noise)
     return error.square().mean(), t
+
+
+def _items(data: Data, recipe: Any, update: int) -> Tensor:
+    """The data items of one batch."""
+    count = recipe.train.batch_size
+    first = update * count
+    if data.size is None:
+        return torch.arange(first, first + count)
+    return order(recipe.seed, data.size, first, count)
 
 
 def _dropped(teacher: Teacher, condition: Condition, drop: Tensor) -> Condition:

@@ -219,7 +219,9 @@ class Trainer:
 
     def _check(self, loss: Loss, norms: list[Tensor], learning: list[Role], stop: bool) -> Verdict:
         """Asks the guards about an update that is computed, before it is made."""
-        return self.guards.inspect(loss, norms, learning, self.progress.step, stop)
+        step = self.progress.step
+        drawn = step if self.is_student else self.schedule.drawn(step, self.method.aux_reuse)
+        return self.guards.inspect(loss, norms, learning, step, stop, items=lambda: self.batches.items(drawn))
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"

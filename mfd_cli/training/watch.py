@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -266,6 +266,13 @@ def span(times: Tensor | None) -> str:
     return "; " + ", ".join(
         f"{name} from {min(column):.4f} to {max(column):.4f}" for name, column in zip(names, columns, strict=False)
     )
+
+
+def listed(items: Sequence[int]) -> str:
+    """The data items of a batch, in words."""
+    shown = ", ".join(map(str, items[:8]))
+    more = f" and {len(items) - 8} more" if len(items) > 8 else ""
+    return f"; items {shown}{more}" if items else ""
 
 
 def optimizer_key(role: str) -> str:

@@ -14,12 +14,12 @@ from mfd_cli.config.load import LoadedRecipe
 from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid
 from mfd_cli.inference.memory import keep_freed_memory
-from mfd_cli.inference.quality import check_metrics
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.base import Method
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Role, Roles, build_role, build_roles
 from mfd_cli.seeds import key
+from mfd_cli.training import preflight
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
 from mfd_cli.training.schedule import schedule_of
@@ -146,11 +146,13 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
         keep_freed_memory()
     family: Any = teacher_registry.get(recipe.teacher.type)
     source: Any = data_registry.get(recipe.data.type)
-    if not random_weights and not loaded.teacherless:
-        refuse_missing(recipe)
     method = methods.get(recipe.method.type)(recipe.method)
+    preflight.refuse_contradictions(
+        recipe, method, source, processes=accelerator.num_processes, teacherless=loaded.teacherless
+    )
+    if not random_weights and not loaded.teacherless:
+        preflight.refuse_missing(recipe)
     if loaded.teacherless:
-        _refuse_needing_a_teacher(recipe, method)
         data = source.load(recipe.data, None)
         teacher = family.untrained(recipe.teacher, recipe.network, data)
     else:
@@ -161,7 +163,7 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
         accelerator.process_index, accelerator.num_processes, accelerator.device,
     )  # fmt: skip
     if method.needs_data:
-        _require_states(recipe, data)
+        preflight.require_states(recipe, data)
     roles = build_roles(
         teacher.to(accelerator.device), recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
         updates=recipe.train.updates, aux_updates=schedule_of(method).aux_total(recipe.train.updates),
@@ -171,49 +173,3 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
     roles.critic = workshop.critic()
     return workshop
-
-
-def _refuse_needing_a_teacher(recipe: Any, method: Method) -> None:
-    if method.needs_teacher:
-        raise MfdError(
-            f"network: method {recipe.method.type} with these settings needs a teacher, and a network block means none",
-            allowed="no network block, or --set method.velocity=data",
-        )
-
-
-def _require_states(recipe: Any, data: Data) -> None:
-    """Refuses a data source without real samples, before anything that takes long."""
-    try:
-        data.states(torch.zeros(1, dtype=torch.long))
-    except MfdError as error:
-        raise MfdError(
-            f"method {recipe.method.type} learns from real samples, and data '{recipe.data.type}' gives none "
-            f"({error.found})",
-            allowed="a data source with samples, or a method that needs none: mfd, diff-instruct, and dmd2 with "
-            "method.adversarial=null",
-        ) from error
-
-
-def refuse_missing(recipe: Any) -> None:
-    """Raises one MfdError for all the files that teacher, data and listed metrics miss."""
-    missing = []
-    for registry, block in ((teacher_registry, recipe.teacher), (data_registry, recipe.data)):
-        try:
-            kind: Any = registry.get(block.type)
-            kind.check(block)
-            if registry is teacher_registry and (weaker := kind.weaker_settings(block)) is not None:
-                kind.check(weaker)
-        except MfdError as error:
-            missing.append(error)
-    try:
-        check_metrics(recipe.evaluate.metrics)
-    except MfdError as error:
-        missing.append(error)
-    if len(missing) == 1:
-        raise missing[0]
-    if missing:
-        raise MfdError(
-            "; ".join(error.found for error in missing),
-            allowed="; ".join(error.allowed for error in missing if error.allowed),
-            do="; ".join(dict.fromkeys(error.do for error in missing if error.do)),
-        )

@@ -8,8 +8,6 @@ files of the compressor alone, `transition_model.`.
 from __future__ import annotations
 
 import json
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from teachers.errors import TeacherError
 from teachers.files import sha256, write_whole
+from teachers.foreign import load_pickled
 from teachers.occfm.architecture import COMPRESSOR, TRANSITION
 from teachers.weights import HEADER, read_tensors
 
@@ -112,18 +111,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load(source: Path) -> Mapping[str, Any]:
-    try:
-        # tensors stay on disk until they are copied, so optimizer states are never read; old formats do not allow it
-        content = torch.load(source, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(source))
-    except Exception as error:  # a damaged pickle can fail in every way there is
-        # torch's own words would advise to run it
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else "damaged, or of another format"
-        raise TeacherError(
-            f"{source}: not a checkpoint of tensors and plain containers; nothing in it was run ({reason})",
-            allowed="a .ckpt that OccFM's training wrote",
-            do="copy or download it again",
-        ) from error
+    content = load_pickled(
+        source, "a checkpoint", allowed="a .ckpt that OccFM's training wrote", do="copy or download it again"
+    )
     if not isinstance(content, Mapping):
         raise TeacherError(f"{source}: not a checkpoint but a {type(content).__name__}", allowed="a dict of tensors")
     return {str(name): value for name, value in content.items()}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from teachers.errors import TeacherError
 from teachers.pipelines.quiet import quiet
+from teachers.weights import require_shards_inside
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 BUILT = "mfd/"
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
+#: what a part, and so its folder, may be called
+_PART = re.compile(r"\w+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -188,6 +191,11 @@ def _complete(source: Source) -> Source:
         raise TeacherError(
             f"{source.model}: {source.folder} holds no {_INDEX}", allowed="the folder of a complete diffusers pipeline"
         )
+    if odd := [part for part in source.index if not _PART.fullmatch(part)]:
+        raise TeacherError(
+            f"{source.folder / _INDEX}: {odd[0][:80]!r} is no name of a part", allowed="names of folders beside it"
+        )
+    require_shards_inside(source.folder)
     return source
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from teachers.base import Teacher
 from teachers.conditions import Condition
 from teachers.errors import TeacherError
+from teachers.files import share_weights
 from teachers.pipelines import plain
 from teachers.pipelines.base import PipelineTeacher
 from teachers.pipelines.families.stock import StockCall, stock_of
@@ -109,7 +110,7 @@ def save_adapter(
             **{_METADATA: config},
         )
     _save_scheduler(teacher, folder, schedule)
-    shutil.copymode(folder / "scheduler" / "scheduler_config.json", folder / ADAPTER_FILE)
+    share_weights(folder, folder / "scheduler" / "scheduler_config.json")
 
 
 def save_pipeline(teacher: PipelineTeacher, folder: Path, weights: Mapping[str, Tensor], schedule: Schedule) -> None:
@@ -249,8 +250,7 @@ def _save_network(teacher: PipelineTeacher, folder: Path, weights: Mapping[str, 
         raise TeacherError(f"{teacher.settings.model}: the weights do not fit its network ({error})") from error
     with quiet():
         network.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
-    for file in folder.glob("*.safetensors"):  # made readable for their owner alone, unlike all else
-        shutil.copymode(folder / "config.json", file)
+    share_weights(folder, folder / "config.json")
 
 
 def _save_scheduler(teacher: PipelineTeacher, folder: Path, schedule: Schedule) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from teachers.errors import TeacherError
+from teachers.files import share_weights
 from teachers.pipelines.quiet import quiet
 
 
@@ -122,6 +123,7 @@ def _write_whole(size: Size, folder: Path, seed: int) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with quiet():
             _pipeline(size, seed).save_pretrained(aside, safe_serialization=True)
+        share_weights(aside, aside / "model_index.json")
         _put(aside, folder)
     except (OSError, SafetensorError) as error:
         raise TeacherError(

@@ -204,6 +204,7 @@ def test_an_override_passes_the_same_schema(recipe: Path) -> None:
         ("train..updates=3", "not of the form key.path=value"),
         ("train.updates=", "has no value"),
         ("train.updates=[", "not YAML"),
+        ('data.path="a\\0b"', "NUL"),
         ("train.updates=#3", "is null; allowed: a whole number"),
         ("method.type=pont", "unknown method 'pont'"),
     ],

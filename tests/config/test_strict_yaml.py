@@ -109,6 +109,7 @@ def test_every_key_and_item_has_its_line() -> None:
         ("a: 1\n---\nb: 2\n", 2, "not YAML"),
         ("a: 1\nb: \x07\n", 2, "U+0007"),
         ('a: "\\ud800"\n', 1, "surrogate"),
+        ('a: 1\nb: [x, "c\\0d"]\n', 2, "NUL"),
         ("a: @b\n", 1, "not YAML"),
     ],
 )

@@ -1,5 +1,6 @@
 """CLIP score, PickScore and the aesthetic score on tiny models, against second computations."""
 
+import json
 import shutil
 
 import numpy as np
@@ -165,3 +166,14 @@ def test_pickled_or_incomplete_weights_are_refused(tiny_clip, tmp_path):
     save_file({name: held[name] for name in held if "text" not in name}, folder / "model.safetensors")
     with pytest.raises(MfdError, match=r"lacks \d+ of the weights"):
         ClipScore(ClipScoreSettings(type="clip-score", model=str(folder))).prepare(Against(Prompts(), 3, 0))
+
+
+def test_a_list_of_weight_files_that_leads_out_of_its_folder_is_refused(tiny_clip, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"")
+    listed = {"weight_map": {"logit_scale": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+    with pytest.raises(MfdError, match="leads out of its folder"):
+        ClipScore.check(ClipScoreSettings(type="clip-score", model=str(folder)))

@@ -126,3 +126,21 @@ def test_a_report_is_read_and_a_damaged_one_refused() -> None:
         run.read_report()
     run.report.write_text('{"schema": 1}')
     assert run.read_report() == {"schema": 1}
+
+
+def test_the_pointer_is_replaced_and_never_written_through() -> None:
+    precious = Path("thesis.txt")
+    precious.write_text("years")
+    run = make("runs/a")
+    Path("runs/latest").symlink_to(precious.resolve())
+    point_latest(run)
+    assert precious.read_text() == "years" and not Path("runs/latest").is_symlink()
+    assert find(None) == run.root
+
+
+def test_what_the_pointer_names_outside_is_a_run_or_nothing() -> None:
+    make("runs/a")
+    Path("elsewhere").mkdir()
+    for text in ("../elsewhere", str(Path("elsewhere").resolve()), "../../../../etc", "a\0b"):
+        Path("runs/latest").write_text(text)
+        assert find(None) == Path("runs/a")

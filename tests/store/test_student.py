@@ -136,3 +136,14 @@ def test_a_student_that_needs_nothing_else_carries_nothing(tmp_path: Path) -> No
     path = save_checkpoint(tmp_path, update=1, inside=0, parts={"student": WEIGHTS}, state={"student": CONFIG}, keep=2)
     found = read_student(path)
     assert found.carried == {} and found.network.keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", "a\0b", "", "..", ".hidden", 3, None, ["a"]])
+def test_a_recipe_s_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: object) -> None:
+    config = CONFIG | {"recipe": {"name": name}}
+    save_student(tmp_path / "student", config, WEIGHTS)
+    state = {"student": config}
+    saved = save_checkpoint(tmp_path, update=1, inside=0, parts={"student": WEIGHTS}, state=state, keep=2)
+    for path in (tmp_path / "student", saved):
+        with pytest.raises(MfdError, match="the student's recipe has a name that is none"):
+            read_student(path)

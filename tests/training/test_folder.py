@@ -140,5 +140,35 @@ def test_a_name_that_no_file_system_takes_is_an_error() -> None:
         distill("tiny.yaml", output="x" * 300)
 
 
+def test_a_name_with_nul_is_an_error() -> None:
+    with pytest.raises(MfdError, match="cannot be written"):
+        distill("tiny.yaml", output="a\0b")
+    assert [path.name for path in Path().iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "previews", "best", "student", ".lock"])
+def test_a_link_out_of_the_run_folder_is_refused(name: str) -> None:
+    outside = Path("outside")
+    outside.mkdir()
+    (outside / ".thesis.0123abcd").write_text("years")  # what a tidy folder of mfd would not hold
+    distill("tiny.yaml", output="run", overrides=["train.updates=1"])
+    place = Path("run", name)
+    if place.exists():
+        place.rename(f"{name}-before")
+    place.symlink_to(outside.resolve() if name != ".lock" else outside.resolve() / ".thesis.0123abcd")
+    for more in ({"resume": True}, {"force": True}, {}):
+        with pytest.raises(MfdError, match=rf"run/{name}: a link that leads out of the run folder"):
+            distill("tiny.yaml", output="run", overrides=["train.updates=1"], **more)
+    assert [path.name for path in outside.iterdir()] == [".thesis.0123abcd"]
+    assert (outside / ".thesis.0123abcd").read_text() == "years"
+
+
+def test_a_link_that_stays_inside_is_followed() -> None:
+    Path("run/kept").mkdir(parents=True)
+    Path("run/checkpoints").symlink_to("kept")
+    distill("tiny.yaml", output="run", force=True)
+    assert list(Path("run/kept").iterdir())
+
+
 def test_the_command_to_continue_can_be_pasted() -> None:
     assert resume_command(RunFolder(Path("my run"))) == "mfd distill 'my run/recipe.yaml' -o 'my run' --resume"

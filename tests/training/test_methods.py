@@ -233,7 +233,7 @@ def test_a_recipe_of_a_method_without_auxiliary_has_no_optimizer_for_it():
     text = Path("tiny.yaml").read_text()
     Path("cd.yaml").write_text(re.sub(r"method:.*", "method: {type: cd}", text))
     assert "aux:" in text
-    with pytest.raises(MfdError, match=r"optim\.aux"):
+    with pytest.raises(MfdError, match=r"cd\.yaml:5: optim\.aux: the method has no auxiliary.*; leave the block out"):
         load_recipe("cd.yaml")
     loaded = load_recipe("tiny.yaml", ["method.type=cd"])
     assert not hasattr(loaded.recipe.optim, "aux")

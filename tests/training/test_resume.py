@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 
 from mfd_cli.errors import Interrupted, MfdError
 from mfd_cli.store.checkpoint import newest_valid
+from mfd_cli.store.files import sha256
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import read_student
-from mfd_cli.store.tensors import read_tensors
+from mfd_cli.store.tensors import read_tensors, write_tensors
 from mfd_cli.training import run as story
 from mfd_cli.training.reporting import Reporter
 from mfd_cli.training.run import distill
@@ -148,6 +149,45 @@ def test_a_checkpoint_that_lost_a_part_is_no_fresh_start(part: str, monkeypatch:
     with pytest.raises(MfdError, match=rf"no checkpoint to resume from \(.*{part}\.\w+ is missing") as caught:
         run("parts", resume=True)
     assert caught.value.exit_code == 2
+
+
+def rewritten(path: Path, part: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Changes one part of a checkpoint, and its manifest so that the part counts as whole."""
+    file = path / f"{part}.{'json' if part == 'state' else 'safetensors'}"
+    if part == "state":
+        file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    else:
+        write_tensors(file, change(read_tensors(file)))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def without(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda content: {name: value for name, value in content.items() if not name.startswith(prefix)}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("student", without("layers.0"), r"student\.safetensors: weights do not fit the network: missing layers\.0"),
+        ("aux", without(""), r"aux\.safetensors: weights do not fit the network"),
+        ("ema", without(""), r"ema\.safetensors: weights do not fit the network"),
+        ("optim", without("student/"), "no state of the optimizer of student, which made updates"),
+        ("optim", without("aux/"), "no state of the optimizer of aux, which made updates"),
+        ("optim", without("aux/layers.0.weight/exp_avg_sq"), r"optim\.safetensors: optimizer state .* incomplete"),
+        ("state", without("progress"), r"state\.json: no position to continue from"),
+    ],
+)
+def test_a_state_that_cannot_be_restored_is_an_error_that_names_it(
+    part: str, change: Callable[..., Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped("parts", 4, [], monkeypatch)
+    (checkpoint,) = Path("parts/checkpoints").iterdir()
+    rewritten(checkpoint, part, change)
+    with pytest.raises(MfdError, match=words) as caught:
+        run("parts", resume=True)
+    assert caught.value.exit_code == 2 and not Path("parts/student").exists()
 
 
 def test_a_finished_run_says_so_and_nothing_changes() -> None:

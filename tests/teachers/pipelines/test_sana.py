@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mfd_cli.flow import time_grid, told_times
 from mfd_cli.solvers import integrate_grid
-from teachers.errors import TeacherError
+from teachers.errors import MfdError, TeacherError
 from teachers.guidance import VelocityField
 from teachers.pipelines.sana import SanaSettings, SanaTeacher, complex_human_instruction
 from teachers.pipelines.schedule import scheduler_config
@@ -236,8 +237,6 @@ def test_random_weights_need_no_encoder_and_are_never_cached_as_real(tiny_sana):
 
 
 def test_identity_is_the_networks_content(tiny_sana, copy):
-    from safetensors.torch import load_file, save_file
-
     assert SanaTeacher.load(settings(copy)).identity() == SanaTeacher.load(settings(tiny_sana)).identity()
     other = copy.rename(copy.parent / "other")  # contents are hashed once for each folder
     file = other / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -307,3 +306,37 @@ def test_a_hub_name_without_network_says_how_to_fetch_it(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refusal("somebody/some-sana")
     assert "hf download somebody/some-sana" in message and "--random-weights" in message
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "a\0b.safetensors", "", None, 3])
+def test_a_list_of_weight_files_that_leads_out_of_its_folder_is_refused(name, copy):
+    save_file({"proj_out.bias": torch.ones(1)}, copy / "secret.safetensors")
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    index = copy / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"proj_out.bias": name}}))
+    with pytest.raises(MfdError, match=r"index\.json: lists .* leads out of its folder"):
+        SanaTeacher.load(settings(copy))
+    index.write_text("[1]")
+    with pytest.raises(MfdError, match="no readable list of weight files"):
+        SanaTeacher.load(settings(copy))
+
+
+def test_weights_in_several_files_are_read(copy, tiny_sana):
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    file.unlink()
+    shards = {name: f"diffusion_pytorch_model-0000{1 + number % 2}-of-00002.safetensors"
+              for number, name in enumerate(weights)}  # fmt: skip
+    for shard in set(shards.values()):
+        own = {name: value for name, value in weights.items() if shards[name] == shard}
+        save_file(own, file.with_name(shard), {"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": shards}
+    file.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    read = SanaTeacher.load(settings(copy)).network.state_dict()
+    assert all(torch.equal(read[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("part", ["../secret", "/secret", "a/b", ".", ""])
+def test_a_part_is_a_folder_of_the_pipeline(part, copy):
+    change(copy / "model_index.json", **{part: ["transformers", "CLIPTokenizer"]})
+    assert "is no name of a part" in refusal(copy)
