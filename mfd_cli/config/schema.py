@@ -335,6 +335,15 @@ def recipe_model(teacher: str | None, method: str | None, data: str | None) -> t
     )
 
 
+def completed(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe of an earlier version, with this version's defaults for keys it lacks; others as they are."""
+    try:
+        model = recipe_model(*(resolved[block]["type"] for block in ("teacher", "method", "data")))
+        return model.model_validate_json(json.dumps(resolved)).model_dump(mode="json")
+    except (KeyError, TypeError, ValidationError, RegistryError):
+        return resolved
+
+
 def teacher_recipe_model(teacher: str | None, data: str | None) -> type[TeacherRecipeBase]:
     """The complete schema of a `mfd teachers train` recipe with these two types; None as in `recipe_model`."""
     return create_model(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mfd_cli.config.load import LoadedRecipe, difference, load_recipe
+from mfd_cli.config.schema import completed
 from mfd_cli.errors import MfdError, RunStopped
 from mfd_cli.store.checkpoint import Checkpoint, newest_valid, require_space
 from mfd_cli.store.files import is_unused, remove
@@ -94,7 +95,7 @@ def _foreign(checkpoint: Checkpoint, recipe: dict[str, Any], record: dict[str, A
     student = checkpoint.state.get("student")
     if not isinstance(student, dict) or not isinstance(student.get("recipe"), dict):
         return "its state names no recipe"
-    if changes := _changes(recipe, student["recipe"]):
+    if changes := _changes(recipe, completed(student["recipe"])):
         return f"another run's: {'; '.join(changes)}"
     if record.get("teacher", student.get("identity")) != student.get("identity"):
         return "another run's: its teacher is another"

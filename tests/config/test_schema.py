@@ -4,6 +4,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from mfd_cli.config import schema
+from mfd_cli.config.load import load_recipe
+from mfd_cli.config.schema import completed
 from teachers.registry import RegistryError, teachers
 
 
@@ -35,3 +37,11 @@ def test_an_unknown_type_leaves_the_other_blocks_to_be_checked() -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate_json('{"name": "a", "train": {"updates": 1}, "method": {"type": "pair", "x": 1}}')
     assert {error["loc"] for error in caught.value.errors()} == {("train", "batch_size"), ("method", "x")}
+
+
+def test_a_recipe_of_an_earlier_version_gets_the_defaults_of_newer_keys() -> None:
+    now = load_recipe("toy").resolved
+    earlier = {**now, "method": {key: value for key, value in now["method"].items() if key != "aux_warmup"}}
+    assert earlier != now and completed(earlier) == now
+    for odd in ({**now, "unheard_of": 1}, {"name": "no blocks"}, {**now, "method": {"type": "unheard-of"}}):
+        assert completed(odd) == odd
