@@ -5,6 +5,7 @@ A card tells nothing of the machine that it was written on.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -15,6 +16,7 @@ CARD = "README.md"
 CARD_MARK = "library_name: mfd\n"
 
 _CONTENT = re.compile(r"^mfd_export: ([0-9a-f]{64})$", re.MULTILINE)
+_PLAIN = re.compile(r"[A-Za-z0-9][\w.+/:-]*", re.ASCII)
 _TAGS = "tags: [flow-matching, distillation, few-step]"
 
 
@@ -68,7 +70,7 @@ def pipeline_card(
     ]
     if _hub_model(config):
         front += [f"base_model: {_hub_model(config)}", f"base_model_relation: {'adapter' if adapter else 'finetune'}"]
-    front += [f"{name}: {value}" for name, value in stated.items()]
+    front += [f"{name}: {_quoted(value)}" for name, value in stated.items()]
     holds = f"An adapter (LoRA) and a scheduler for {_base(config)}" if adapter else "A complete pipeline"
     files = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in sorted(digests.items()))
     return _assembled(
@@ -107,7 +109,7 @@ def onnx_card(
         benchmark: report of `mfd benchmark`.
     """
     stated = dict(licence or {})
-    front = ["library_name: onnx", _TAGS, *(f"{name}: {value}" for name, value in stated.items())]
+    front = ["library_name: onnx", _TAGS, *(f"{name}: {_quoted(value)}" for name, value in stated.items())]
     files = "\n".join(f"- `{name}`, SHA-256 `{digest}`" for name, digest in sorted(digests.items()))
     steps, guidance = config["student"]["steps"], config["teacher"].get("guidance", 1.0)
     values = "\n".join(f"| `{name}` | {said} |" for name, said in [*inputs.items(), output])
@@ -143,6 +145,15 @@ def pathless(value: Any) -> Any:
     return value
 
 
+def _quoted(text: str) -> str:
+    """A text as a YAML scalar, in quotes where it is more than a word or an address."""
+    return text if _PLAIN.fullmatch(text) and not text.endswith(":") else json.dumps(text, ensure_ascii=False)
+
+
+def _unmarked(text: str) -> str:
+    return text.replace("`", "'")
+
+
 def _assembled(opening: Sequence[str], *sections: str) -> str:
     return "\n\n".join(part for part in (*opening, *sections) if part) + "\n"
 
@@ -171,7 +182,8 @@ def _ending(
     derived = "A distilled student is derived from its teacher's weights and data: their licences apply to it as well."
     state = "State the licence here before publishing."
     if licence:
-        state = f"The base's card states `{licence.get('license_name', licence.get('license', 'a licence'))}`."
+        name = licence.get("license_name", licence.get("license", "a licence"))
+        state = f"The base's card states `{_unmarked(name)}`."
     return _figures(benchmark), f"## Recipe\n\n```yaml\n{recipe}```", f"## Licence\n\n{derived} {state}"
 
 

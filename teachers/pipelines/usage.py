@@ -71,19 +71,27 @@ def notes(teacher: PipelineTeacher, steps: int, *, adapter: bool) -> list[str]:
 
 
 def licence(source: Source) -> dict[str, str]:
-    """`license`, `license_name` and `license_link` as the base's own card states them; empty where it does not."""
+    """`license`, `license_name` and `license_link` as the base's own card states them; empty where it does not.
+
+    Each is one line of printable text: it goes into cards and terminals.
+    """
     import yaml
 
     card = source.folder / "README.md"
     if not card.is_file():
         return {}
-    found = re.match(r"\A---\r?\n(.*?)^---", card.read_text("utf-8", errors="replace"), re.DOTALL | re.MULTILINE)
+    head = re.match(r"\A---\r?\n(.*?)^---", card.read_text("utf-8", errors="replace"), re.DOTALL | re.MULTILINE)
     try:
-        stated = yaml.safe_load(found[1]) if found else None
+        stated = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError:
         return {}
     names = ("license", "license_name", "license_link")
-    return {name: str(stated[name]) for name in names if stated.get(name)} if isinstance(stated, dict) else {}
+    found = {name: _line(str(stated[name])) for name in names if stated.get(name)} if isinstance(stated, dict) else {}
+    return {name: text for name, text in found.items() if text}
+
+
+def _line(text: str) -> str:
+    return "".join(mark for mark in " ".join(text.split()) if mark.isprintable())
 
 
 def _types(teacher: PipelineTeacher, dtype: str) -> list[str]:

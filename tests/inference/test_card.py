@@ -82,6 +82,8 @@ def test_a_local_base_is_named_without_its_path():
         ({}, "State the licence here before publishing."),
         ({"license": "mit"}, "The base's card states `mit`."),
         ({"license": "other", "license_name": "own"}, "The base's card states `own`."),
+        ({"license": 'mit x: "y" # z', "license_link": "https://a.b/c"}, 'The base\'s card states `mit x: "y" # z`.'),
+        ({"license": "a`b: c"}, "The base's card states `a'b: c`."),
     ],
 )
 def test_the_licence_is_the_base_s_or_yet_to_be_stated(licence, said):

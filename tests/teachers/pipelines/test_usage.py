@@ -46,6 +46,8 @@ def test_the_code_names_the_base_as_others_find_it(teacher, tiny_sana):
         ("---\nlicense: other\nlicense_name: own\n---\n", {"license": "other", "license_name": "own"}),
         ("---\ntags: [a]\n---\nlicense: no\n", {}), ("---\nlicense: [\n---\n", {}), ("# Base\nlicense: mit", {}),
         (None, {}),
+        ('---\nlicense: "mit\\nx: y\\e[31m\\u202e"\n---\n', {"license": "mit x: y[31m"}),
+        ('---\nlicense: "\\e"\n---\n', {}),
     ],
 )  # fmt: skip
 def test_the_licence_is_what_the_base_s_card_states(tmp_path, card, found):
