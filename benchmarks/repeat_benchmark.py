@@ -11,8 +11,8 @@ for as long; the two take turns at being first, so that a machine that slows dow
     agrees    median over rounds of the loop's median latency over that of the benchmark, less 1
     spread    how far a single round is from the median of all, at most: what a reader of one report has to expect
 
-The first two are to stay within 5 %, else the script ends with exit code 3. The third is reported alone, since it is the
-machine's as much as the benchmark's: nothing else should run. `speed-up` is the quotient of teacher and student.
+The first two are to stay within 5 %, else the script ends with exit code 3. The third is reported alone, since it is
+the machine's as much as the benchmark's: nothing else should run. `speed-up` is teacher over student.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.sampler import teacher_sampler
-from mfd_cli.inference.timing import LEAST, WARM_UP, TimedRun, measure, timed_sampler
+from mfd_cli.inference.timing import LEAST, TURN, WARM_UP, TimedRun, measure, timed_sampler
 from teachers.gmm import GaussianMixtureSettings, GaussianMixtureTeacher
 
 
@@ -44,20 +44,58 @@ def test_warm_up_is_not_timed():
     assert found.warm_up >= 0.1 * WARM_UP["cpu"]
 
 
-def test_models_take_turns_over_the_whole_time():
+@pytest.fixture
+def told_clock(monkeypatch):
+    """A clock that moves while models sleep, and not otherwise."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+
+def test_models_take_turns_over_the_whole_time(told_clock):
     log: list[str] = []
-    slow, fast = measure([_sleeper(0.01, log=log, name="slow"), _sleeper(0.001, log=log, name="fast")], min_seconds=0.1)
+    slow, fast = measure([_sleeper(0.1, log=log, name="slow"), _sleeper(0.01, log=log, name="fast")], min_seconds=0.99)
     timed = log[2 * WARM_UP["cpu"] :]
-    assert slow.runs == timed.count("slow") and fast.runs == timed.count("fast") > 2 * slow.runs
+    assert slow.runs == timed.count("slow") == 10 and fast.runs == pytest.approx(100, abs=5)
     half = len(timed) // 2
     assert timed[:half].count("slow") == pytest.approx(timed[half:].count("slow"), abs=2)
-    assert "slow" in timed[-30:], "the slow model is not done long before the fast one"
+    assert "slow" in timed[-15:], "the slow model is not done long before the fast one"
 
 
-def test_equal_models_alternate():
+def test_equal_models_alternate(told_clock):
     log: list[str] = []
-    measure([_sleeper(0.002, log=log, name="a"), _sleeper(0.002, log=log, name="b")], min_seconds=0)
+    measure([_sleeper(1.2 * TURN, log=log, name="a"), _sleeper(1.2 * TURN, log=log, name="b")], min_seconds=0)
     assert log[2 * WARM_UP["cpu"] :] == ["a", "b"] * LEAST
+
+
+def test_short_runs_come_in_turns_whose_first_run_is_not_timed(told_clock):
+    log: list[str] = []
+    share = 0.4 * TURN
+    found = measure([_sleeper(share, log=log, name="a"), _sleeper(share, log=log, name="b")], min_seconds=0)
+    # three timed runs are a turn; the tenth ends the measurement
+    whole = ["a"] * 4 + ["b"] * 4
+    assert log[2 * WARM_UP["cpu"] :] == 3 * whole + ["a"] * 2 + ["b"] * 2
+    assert [one.runs for one in found] == [LEAST, LEAST]
+
+
+def test_the_first_run_after_another_models_is_slow_and_does_not_count(told_clock):
+    before = [""]
+
+    def model(name):
+        def generate():
+            time.sleep(0.010 if before[0] == name else 0.018)
+            before[0] = name
+
+        return TimedRun(generate, lambda states: None)
+
+    for found in measure([model("a"), model("b")], min_seconds=0.5):
+        assert (found.p10, found.median, found.p90) == pytest.approx((10, 10, 10))
+
+
+def test_a_model_by_itself_is_timed_from_its_first_run_on(told_clock):
+    log: list[str] = []
+    (found,) = measure([_sleeper(0.001, log=log)], min_seconds=0)
+    assert len(log) == WARM_UP["cpu"] + LEAST and found.median == pytest.approx(1)
 
 
 def test_the_cap_ends_timing_after_the_least_number_of_runs():
