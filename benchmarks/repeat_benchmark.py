@@ -1,11 +1,12 @@
 """Do the speeds of `mfd benchmark` repeat, and does a loop of ten lines that knows nothing of mfd find the same?
 
-    python benchmarks/repeat_benchmark.py [digits] [--rounds 12] [--seconds 2] [--updates 20] [--set key=value]...
+    python benchmarks/repeat_benchmark.py [digits] [--rounds 40] [--seconds 0.4] [--updates 20] [--set key=value]...
                                           [--json PATH] [--plot PATH] [--quick]
 
 A student is trained for a few updates, which changes its weights and not its speed. Every round then measures each
 model twice: by the code behind `mfd benchmark --fps`, for `--seconds` a model, and by `tests/inference/timing_loop.py`
-for as long; the two take turns at being first, so that a machine that slows down does so for both.
+for as long; the two take turns at being first, so that a machine that slows down does so for both. Many short rounds
+tell more than few long ones where a machine is shared, since what disturbs it comes and goes within seconds.
 
     repeats   two figures of a model are the medians over the rounds of even and of odd number: how far they are apart
     agrees    median over rounds of the loop's median latency over that of the benchmark, less 1
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """
     parser = options(__doc__)
     parser.add_argument("recipe", nargs="?", default="digits", help="recipe file or name (default: digits)")
-    parser.add_argument("--rounds", type=int, default=12, help="measurements each way, at least 2 (default: 12)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a model and way (default: 2)")
+    parser.add_argument("--rounds", type=int, default=40, help="measurements each way, at least 2 (default: 40)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="timed seconds a model and way (default: 0.4)")
     parser.add_argument("--updates", type=int, default=20, help="student updates before (default: 20)")
     args = parser.parse_args(arguments)
     check_targets(args)
