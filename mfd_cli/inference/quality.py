@@ -127,8 +127,10 @@ class Reference:
                 raise
         self.count = 0 if real is None else len(real)
         against = Against(data, num, seed, real, torch.device(device))
-        self._metrics = [*_defaults(against, {settings.type for settings in listed}), *map(_made, listed)]
-        waiting = [one for one in self._metrics if isinstance(one, Distance) and one.against_teacher]
+        made = [_made(settings) for settings in listed]
+        waiting = [metric for metric in made if isinstance(metric, Distance) and metric.against_teacher]
+        replaced = {metric.settings.type for metric in made if metric not in waiting}
+        self._metrics = [*_defaults(against, replaced), *made]
         if waiting and teacher is None:
             raise MfdError(
                 f"{waiting[0].settings.type}: reference: teacher, and the teacher is not here",
@@ -230,7 +232,7 @@ def _made(settings: Any) -> Metric:
 
 
 def _defaults(against: Against, listed: set[str]) -> list[Metric]:
-    """The metrics that need no weights and that the data allow, but for those that are listed with settings."""
+    """The metrics that need no weights and that the data allow, but for those `listed` with settings of their own."""
     found = []
     for name in DEFAULTS:
         cls = _class(name)

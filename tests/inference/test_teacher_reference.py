@@ -67,6 +67,8 @@ def test_distances_are_those_to_the_teachers_samples_from_other_noise(teacher, k
     assert {name: found[name].value for name in expected} == pytest.approx(expected, rel=1e-4)
     assert {name for name in found if name.endswith("teacher")} == set(expected)
     assert all(found[name].more_is_better == higher_is_better(name) for name in expected)
+    real = {"frechet", "sliced_wasserstein"} if kind is GaussianMixtureData else set()
+    assert {name for name in found if name in ("frechet", "sliced_wasserstein")} == real, "beside the real samples"
     assert judge.described()["frechet_teacher"] == {"type": "frechet", "reference": "teacher"}
 
 
