@@ -32,6 +32,7 @@ import torch
 import yaml
 from gradient_noise import gradient_noise
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from workbench import check_targets, deliver, machine, options, run
 
 from mfd_cli import console
@@ -368,8 +369,8 @@ def _first(values: Sequence[float | None]) -> str:
 
 def draw(figure: Figure, report: dict[str, Any]) -> None:
     """Metrics by method, and the first of them over seconds."""
-    names, found = list(report["rows"][0]["metrics"])[:3], groups(report)
-    figure.set_size_inches(4 * (len(names) + 1), 3.6)
+    names, found, many = list(report["rows"][0]["metrics"])[:3], groups(report), report["teacher_steps"]
+    figure.set_size_inches(4 * (len(names) + 1), 3.8)
     *bars, course = figure.subplots(1, len(names) + 1)
     labels = [f"{method} ({steps})" for steps, method in found]
     for panel, name in zip(bars, names, strict=True):
@@ -377,7 +378,7 @@ def draw(figure: Figure, report: dict[str, Any]) -> None:
         panel.bar(labels, [statistics.mean(each) for each in values], color="0.8")
         for place, each in enumerate(values):
             panel.plot([place] * len(each), each, "k.", markersize=4)
-        panel.axhline(report["teacher"][str(report["teacher_steps"])][name], color="C0", linewidth=1)
+        panel.axhline(report["teacher"][str(many)][name], color="C0", linewidth=1, label=f"teacher, {many} steps")
         panel.set_title(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)", fontsize=9)
         panel.tick_params(axis="x", rotation=60, labelsize=7)
     for number, ((_, method), rows) in enumerate(found.items()):
@@ -387,11 +388,15 @@ def draw(figure: Figure, report: dict[str, Any]) -> None:
                 seconds, values = zip(*points, strict=True)
                 label = method if row is rows[0] else None
                 course.plot(seconds, values, color=f"C{number % 10}", linewidth=1, label=label)
+    bars[0].legend(fontsize=7)
     if not higher_is_better(names[0]):
         course.set_yscale("log")
+        course.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        course.yaxis.set_major_formatter("{x:g}")
+        course.minorticks_off()
     course.set_xlabel("seconds of training", fontsize=8)
     course.set_title(f"{names[0]} on the way", fontsize=9)
-    course.legend(fontsize=6)
+    course.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _draw_one(panel: Axes, report: dict[str, Any], edge: float) -> None:
         _label(panel, text, draw[name], centre)
     shown = torch.tensor([draw["x0"], draw["x1"], draw["xs"], *draw["teacher"], *draw["auxiliary"]])
     low, high = shown.min(0).values, shown.max(0).values
-    half = 0.5 * (high - low).max() + 0.2 * edge
+    half = 0.5 * (high - low).max() + 0.27 * edge
     (left, bottom), (right, top) = ((low + high) / 2 - half).tolist(), ((low + high) / 2 + half).tolist()
     panel.set(xlim=(left, right), ylim=(bottom, top))
     _legend(panel, 2)

@@ -221,7 +221,9 @@ def _draw_jacobian(figure: Figure, report: dict[str, Any]) -> None:
         style = {"color": shade, "label": f"update {look['update']}"}
         cosines.hist(look["samples"], 40, range=(-1, 1), density=True, histtype="step", **style)
     cosines.axvline(0, color="C3", linewidth=0.8)
-    cosines.set_xlabel("cosine of the gradients with and without the Jacobian, per sample", fontsize=8)
+    cosines.set_xlabel("cosine", fontsize=8)
+    cosines.set_ylabel("density", fontsize=8)
+    cosines.set_title("a sample's gradients with and without the Jacobian", fontsize=9)
     cosines.legend(fontsize=6)
     name = next(iter(report["teacher"]))
     for training in report["runs"]:

@@ -11,11 +11,9 @@ from mfd_cli.options import whole_numbers
 
 if TYPE_CHECKING:
     from mfd_cli.inference.benchmark import Contestant, Effort
+    from mfd_cli.inference.models import Models
     from mfd_cli.inference.quality import Judge
     from mfd_cli.inference.sampler import Sampler
-    from teachers.base import Data
-
-_NUM, _BATCH = 10_000, 500  # where the recipe's `evaluate` block does not say
 
 
 def benchmark(
@@ -77,24 +75,24 @@ def benchmark(
     from mfd_cli.inference.batches import by_batch_size
     from mfd_cli.inference.benchmark import contestants, report
     from mfd_cli.inference.faster import make_faster
-    from mfd_cli.inference.sampler import load_student
+    from mfd_cli.inference.models import load_models
     from mfd_cli.store.best import select
     from mfd_cli.store.layout import find
 
     path = str(select(find(run), checkpoint))
-    student = load_student(path, device=device, dtype=dtype)
-    notes: list[str] = []
     judged = quality or not fps or bool(metrics)
-    listed = _listed(student, metrics, quality, notes) if judged else []
-    teacher = _teacher(path, student, device, dtype, bool(teachers_steps), notes)
-    data = _data(student, teacher, judged, notes)
-    effort = _effort(student, timed, sizes[0] if sizes else None, num, seed)
-    reference = _reference(data, effort, quality or bool(metrics), listed, device, notes) if judged else None
+    required = {"student", *(["teacher"] if teachers_steps else []), *(["data"] if judged else [])}
+    models = load_models(path, device=device, dtype=dtype, required=required, stand_in=not judged, say=console.warn)
+    student, teacher, data, notes = models.student, models.teacher, models.data, models.notes
+    assert student is not None and data is not None, "required, or stood in for"
+    listed = _listed(models, metrics, quality) if judged else []
+    effort = _effort(models, timed, sizes[0] if sizes else None, num, seed)
+    reference = _reference(models, effort, quality or bool(metrics), listed) if judged else None
     rows = contestants(teacher, _students(path, student, students_steps, compare, device, dtype), teachers_steps)
     if compiled or channels_last:
         console.note("changing networks, and checking that their samples stay what they were")
         make_faster([row.sampler for row in rows], data, compiled=compiled, channels_last=channels_last)
-    recipe = (student.config.get("recipe") or {}).get("name")
+    recipe = models.recipe.get("name")
     result = report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=console.note)
     result |= {"compiled": compiled, "channels_last": channels_last}
     result["batches"] = by_batch_size(rows, data, effort, sizes[1:], console.note)
@@ -118,55 +116,12 @@ def show(result: dict[str, Any]) -> None:
         console.table(*batch_table([*result["rows"], *result["batches"]]))
 
 
-def _teacher(path: str, student: Sampler, device: str, dtype: str, required: bool, notes: list[str]) -> Sampler | None:
-    """The student's teacher; None, with a note, where its weights are missing and nothing asked depends on them."""
-    from mfd_cli.inference.sampler import load_teacher
-
-    try:
-        teacher = load_teacher(path, device=device, dtype=dtype)
-    except MfdError as error:
-        if required:
-            raise
-        notes.append(f"the teacher is left out: {error.found}")
-        console.warn(notes[-1])
-        return None
-    if student.config.get("identity") not in (None, teacher.teacher.whole_identity()):
-        notes.append("the teacher's weights here are not those that the student was distilled from")
-        console.warn(notes[-1])
-    return teacher
+def _effort(models: Models, fps: bool, batch_size: int | None, num: int | None, seed: int) -> Effort:
+    judging = None if fps else batch_size
+    return models.effort(num=num, seed=seed, batch_size=judging, fps=fps, timed_batch=batch_size or 1)
 
 
-def _data(student: Sampler, teacher: Sampler | None, required: bool, notes: list[str]) -> Data:
-    """The student's data; for speed alone, what stands in for files that are missing."""
-    from mfd_cli.inference.sampler import load_data
-
-    adapter = (teacher or student).teacher
-    try:
-        return load_data(student.config, adapter)
-    except MfdError as error:
-        if required:
-            raise
-        data = load_data(student.config, adapter, stand_in=True)
-        notes.append(f"timed with stand-in conditions: {error.found}")
-        console.warn(notes[-1])
-        return data
-
-
-def _effort(student: Sampler, fps: bool, batch_size: int | None, num: int | None, seed: int) -> Effort:
-    from mfd_cli.inference.benchmark import Effort
-
-    recipe = (student.config.get("recipe") or {}).get("evaluate") or {}
-    judged_batch = recipe.get("batch_size") or _BATCH
-    return Effort(
-        fps=fps,
-        timed_batch=batch_size or 1,
-        num=num or recipe.get("num") or _NUM,
-        batch_size=judged_batch if fps or batch_size is None else batch_size,
-        seed=seed,
-    )
-
-
-def _listed(student: Sampler, flags: Sequence[str], required: bool, notes: list[str]) -> list[Any]:
+def _listed(models: Models, flags: Sequence[str], required: bool) -> list[Any]:
     """Settings of the metrics that the recipe lists and of those given by --metric, which go before it.
 
     Raises:
@@ -176,7 +131,7 @@ def _listed(student: Sampler, flags: Sequence[str], required: bool, notes: list[
     from mfd_cli.inference.quality import check_metrics
 
     asked = _metrics([_block(text) for text in flags], "--metric")
-    own = ((student.config.get("recipe") or {}).get("evaluate") or {}).get("metrics") or []
+    own = models.evaluate.get("metrics") or []
     replaced = {(metric.type, metric.label) for metric in asked}
     stored = [metric for metric in _metrics(own, "evaluate.metrics") if (metric.type, metric.label) not in replaced]
     check_metrics(asked)
@@ -188,8 +143,8 @@ def _listed(student: Sampler, flags: Sequence[str], required: bool, notes: list[
         except MfdError as error:
             if required:
                 raise
-            notes.append(f"{metric.type} was not measured: {error.found}")
-            console.warn(notes[-1])
+            models.notes.append(f"{metric.type} was not measured: {error.found}")
+            console.warn(models.notes[-1])
     return [*usable, *asked]
 
 
@@ -222,19 +177,18 @@ def _block(text: str) -> Any:
     return {"type": name, "model": model} if equals else {"type": name}
 
 
-def _reference(
-    data: Data, effort: Effort, required: bool, listed: Sequence[Any], device: str, notes: list[str]
-) -> Judge | None:
+def _reference(models: Models, effort: Effort, required: bool, listed: Sequence[Any]) -> Judge | None:
     """What quality is held against; None, with a note, if the data has none and quality was not asked for by name."""
     from mfd_cli.inference.quality import judge_of
     from teachers.base import TeacherError
 
+    assert models.student is not None and models.data is not None
     try:
-        return judge_of(data, effort.num, effort.seed, listed, device)
+        return judge_of(models.data, effort.num, effort.seed, listed, models.student.device, models.teacher)
     except TeacherError as error:
         if required:
             raise
-        notes.append(f"quality was not measured: {error.found}")
+        models.notes.append(f"quality was not measured: {error.found}")
         return None
 
 

@@ -10,8 +10,8 @@ from mfd_cli.errors import MfdError
 from mfd_cli.options import whole_numbers
 
 if TYPE_CHECKING:
+    from mfd_cli.inference.models import Models
     from mfd_cli.report.gather import Gathered
-    from mfd_cli.report.measure import Models
     from mfd_cli.report.samples import Samples
 
 
@@ -54,8 +54,9 @@ def report(
     _check(benchmark, {"--steps": steps, "--teacher-steps": teacher_steps, "--num": num})
     console.check_json_target(json_target)
 
+    from mfd_cli.inference.models import Models, load_models
     from mfd_cli.report.gather import gather
-    from mfd_cli.report.measure import Models, load_models, measured
+    from mfd_cli.report.measure import measured
     from mfd_cli.report.page import data, render
     from mfd_cli.store.layout import find
 

@@ -207,7 +207,7 @@ class Evaluate(Strict):
     metrics: list[MetricBlock] = Field(
         [],
         description="Metrics besides those that the data allow by themselves, such as {type: clip-score}; one of those "
-        "listed with settings of its own takes their place.",
+        "listed with settings of its own takes their place, unless it is held against the teacher's samples.",
     )
 
     @model_validator(mode="after")

@@ -169,7 +169,7 @@ def closing_report(
     rows = contestants(teacher, [Contestant(student, student.steps, method, None if run is None else str(run))])
     reference, notes = None, []
     try:
-        reference = judge_of(data, num, seed, metrics, student.device)
+        reference = judge_of(data, num, seed, metrics, student.device, teacher)
     except MfdError as error:
         notes.append(f"quality was not measured: {error.found}")
     return report(rows, data, effort, reference=reference, recipe=recipe, notes=notes, say=say)

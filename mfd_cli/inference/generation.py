@@ -18,18 +18,26 @@ _LABEL = "label"
 
 
 def generated(
-    sampler: Sampler, data: Data, *, steps: int | None, num: int, seed: int, batch_size: int
+    sampler: Sampler,
+    data: Data,
+    *,
+    steps: int | None,
+    num: int,
+    seed: int,
+    batch_size: int,
+    noise_seed: int | None = None,
 ) -> Iterator[Batch]:
     """`num` samples, a batch at a time.
 
     Sample i has the noise of (seed, i) and the condition of the i-th item of the shuffled data, so that over whole
-    epochs labels are as frequent as in the data.
+    epochs labels are as frequent as in the data. `noise_seed` names other noise for the same conditions.
     """
+    noisy = seed if noise_seed is None else noise_seed
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         items = items_of(data, seed, first, count)
         condition = data.condition(items)
-        noise, fresh = sampler.noise(count, seed=seed, first=first), sampler.fresh(count, seed=seed, first=first)
+        noise, fresh = sampler.noise(count, seed=noisy, first=first), sampler.fresh(count, seed=noisy, first=first)
         states = sampler.generate(noise, condition_to(condition, sampler.device), steps=steps, fresh=fresh)
         labelled = sampler.teacher.condition_kind == "label" and _LABEL in condition
         asked = condition[_LABEL] if labelled else None

@@ -15,7 +15,7 @@ Where every condition has one right answer (`Data.paired`), samples are held aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +25,7 @@ from mfd_cli.errors import MfdError, TeacherError
 from mfd_cli.inference.forecasts import ForecastJudge
 from mfd_cli.inference.generation import generated
 from mfd_cli.inference.sampler import Sampler
-from mfd_cli.metrics.contract import Against, Batch, Metric
+from mfd_cli.metrics.contract import Against, Batch, Distance, Metric
 from mfd_cli.metrics.registry import DEFAULTS
 from mfd_cli.metrics.registry import metrics as registry
 from mfd_cli.metrics.uncertainty import Measured, recovered
@@ -59,7 +59,14 @@ def check_metrics(listed: Sequence[Any]) -> None:
         _class(settings.type).check(settings)
 
 
-def judge_of(data: Data, num: int, seed: int, listed: Sequence[Any] = (), device: str | torch.device = "cpu") -> Judge:
+def judge_of(
+    data: Data,
+    num: int,
+    seed: int,
+    listed: Sequence[Any] = (),
+    device: str | torch.device = "cpu",
+    teacher: Sampler | None = None,
+) -> Judge:
     """What the data lets models be held against: what really followed, or real samples and what metrics need.
 
     Args:
@@ -68,14 +75,15 @@ def judge_of(data: Data, num: int, seed: int, listed: Sequence[Any] = (), device
         seed: names noise, conditions, and whatever is drawn.
         listed: settings of metrics besides those that the data allow (`evaluate.metrics`).
         device: where the metrics' networks compute.
+        teacher: makes the reference of metrics that hold samples against the teacher's.
 
     Raises:
-        MfdError: too few samples, or a metric that the data do not allow or whose weights are missing.
+        MfdError: too few samples, or a metric that the data do not allow or whose weights or teacher are missing.
         TeacherError: the data have nothing to hold samples against, and no metric does without.
     """
     held_out = data.held_out()
     if not held_out.paired:
-        return Reference(held_out, num, seed, listed, device)
+        return Reference(held_out, num, seed, listed, device, teacher)
     if listed:
         raise MfdError(
             f"evaluate.metrics: {', '.join(settings.type for settings in listed)} of forecasts",
@@ -93,6 +101,7 @@ class Reference:
         seed: names the reference samples, the directions and the bootstrap draws.
         listed: settings of further metrics.
         device: where the metrics' networks compute.
+        teacher: makes the reference of metrics that hold samples against the teacher's.
 
     Raises:
         MfdError: too few samples for the data's feature spaces, or a metric that cannot be prepared.
@@ -101,7 +110,13 @@ class Reference:
 
     @torch.inference_mode()
     def __init__(
-        self, data: Data, num: int, seed: int, listed: Sequence[Any] = (), device: str | torch.device = "cpu"
+        self,
+        data: Data,
+        num: int,
+        seed: int,
+        listed: Sequence[Any] = (),
+        device: str | torch.device = "cpu",
+        teacher: Sampler | None = None,
     ) -> None:
         self.data, self.num, self.seed = data, num, seed
         real = None
@@ -112,9 +127,19 @@ class Reference:
                 raise
         self.count = 0 if real is None else len(real)
         against = Against(data, num, seed, real, torch.device(device))
-        self._metrics = [*_defaults(against, {settings.type for settings in listed}), *map(_made, listed)]
+        made = [_made(settings) for settings in listed]
+        waiting = [metric for metric in made if isinstance(metric, Distance) and metric.against_teacher]
+        replaced = {metric.settings.type for metric in made if metric not in waiting}
+        self._metrics = [*_defaults(against, replaced), *made]
+        if waiting and teacher is None:
+            raise MfdError(
+                f"{waiting[0].settings.type}: reference: teacher, and the teacher is not here",
+                allowed="the data's real samples as reference, or a student whose teacher's weights are here",
+            )
         for metric in self._metrics:
             metric.prepare(against)
+        if waiting and teacher is not None:
+            self._hold_against(teacher, waiting)
         self._figures: dict[str, dict[str, Any]] = {}
 
     def judge(self, sampler: Sampler, *, steps: int | None, batch_size: int) -> dict[str, Measured]:
@@ -147,26 +172,32 @@ class Reference:
         return self.of([Batch(samples, torch.arange(len(samples)), asked)])
 
     @torch.inference_mode()
-    def of(self, batches: Any) -> dict[str, Measured]:
+    def of(self, batches: Iterable[Batch]) -> dict[str, Measured]:
         """Every metric of samples that come in batches; each batch is let go once it has been seen.
 
         Raises:
             MfdError: too few samples, or some that are not finite.
         """
-        rows: list[list[Tensor]] = [[] for _ in self._metrics]
-        items: list[Tensor] = []
-        for batch in batches:
-            _require_finite(batch.samples, sum(map(len, items)))
-            items.append(batch.items)
-            for metric, kept in zip(self._metrics, rows, strict=True):
-                kept.append(metric.rows(batch))
-        groups = self.data.groups(torch.cat(items))
+        rows, items = _rows_of(self._metrics, batches)
+        groups = self.data.groups(items)
         found: dict[str, Measured] = {}
         for metric, kept in zip(self._metrics, rows, strict=True):
-            figures = metric.figures(torch.cat(kept), groups)
+            figures = metric.figures(kept, groups)
             self._describe(metric, figures)
             found |= figures
         return found
+
+    def _hold_against(self, teacher: Sampler, metrics: Sequence[Distance]) -> None:
+        """Makes the teacher's samples, once for all metrics that are held against them.
+
+        Their noise is that of another seed: on the models' own noise, the teacher's row would be its own reference.
+        """
+        batches = generated(
+            teacher, self.data, steps=None, num=self.num, seed=self.seed, noise_seed=self.seed + 1,
+            batch_size=teacher.teacher.batch_size,
+        )  # fmt: skip
+        for metric, rows in zip(metrics, _rows_of(metrics, batches)[0], strict=True):
+            metric.hold_against(rows)
 
     def _describe(self, metric: Metric, figures: Mapping[str, Measured]) -> None:
         details = metric.details()
@@ -201,13 +232,25 @@ def _made(settings: Any) -> Metric:
 
 
 def _defaults(against: Against, listed: set[str]) -> list[Metric]:
-    """The metrics that need no weights and that the data allow, but for those that are listed with settings."""
+    """The metrics that need no weights and that the data allow, but for those `listed` with settings of their own."""
     found = []
     for name in DEFAULTS:
         cls = _class(name)
         if name not in listed and cls.offered(against):
             found.append(cls(cls.Settings(type=name)))
     return found
+
+
+def _rows_of(metrics: Sequence[Metric], batches: Iterable[Batch]) -> tuple[list[Tensor], Tensor]:
+    """What each metric keeps of all batches [N, ...], and their items [N]. Raises MfdError for what is not finite."""
+    rows: list[list[Tensor]] = [[] for _ in metrics]
+    items: list[Tensor] = []
+    for batch in batches:
+        _require_finite(batch.samples, sum(map(len, items)))
+        items.append(batch.items)
+        for metric, kept in zip(metrics, rows, strict=True):
+            kept.append(metric.rows(batch))
+    return [torch.cat(kept) for kept in rows], torch.cat(items)
 
 
 def _require_finite(samples: Tensor, before: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ WARM_UP = {"cpu": 3, "cuda": 10}
 #: timed runs that a median and its percentiles are given for by default; never fewer than LEAST
 REPEATS = {"cpu": 10, "cuda": 50}
 LEAST = 10
+
+#: seconds in a row that a model is timed for before another has its turn
+TURN = 0.05
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def measure(
 ) -> list[Timing]:
     """Times models against each other, in turns, so that a clock that drifts or heats up is the same for all.
 
-    Each turn goes to the model that is furthest from done; so all advance together and end together.
+    Each turn goes to the model that is furthest from done; so all advance together and end together. A turn is TURN
+    seconds of runs in a row, one at least. Before it comes a run that is not timed: the one before was another model's,
+    whose weights fill the caches. Runs of TURN seconds or more do without, since it makes no difference to them.
 
     Args:
         runs: the models.
@@ -165,24 +170,45 @@ def measure(
         if min(progress) >= 1:
             break
         turn = progress.index(min(progress))
-        _time_once(runs[turn], clocks[turn], wait)
-    return [_timing(run, clock, *found) for run, clock, found in zip(runs, clocks, first, strict=True)]
+        if len(runs) > 1 and first[turn].last < TURN:
+            runs[turn].decode(runs[turn].generate())
+        clock = clocks[turn]
+        until = clock.spent + TURN
+        _time_once(runs[turn], clock, wait)
+        while clock.spent < until and clock.progress(repeats, min_seconds, max_seconds) < 1:
+            _time_once(runs[turn], clock, wait)
+    return [_timing(run, clock, found) for run, clock, found in zip(runs, clocks, first, strict=True)]
 
 
-def _warm_up(
-    run: TimedRun, times: int, wait: Callable[[], None], device: torch.device | str
-) -> tuple[int | None, float | None, float]:
-    """Untimed runs, whose last one gives evaluations per sample and peak memory; and the seconds of all."""
+class _Warm(NamedTuple):
+    """What runs before the timed ones say.
+
+    Attributes:
+        evaluations: per sample; None if nothing counts them.
+        memory: peak of the last run, in MB; None where the system does not tell.
+        last: seconds of the last run.
+        whole: seconds of all.
+    """
+
+    evaluations: int | None
+    memory: float | None
+    last: float
+    whole: float
+
+
+def _warm_up(run: TimedRun, times: int, wait: Callable[[], None], device: torch.device | str) -> _Warm:
     began = time.perf_counter()
     for _ in range(times - 1):
         run.decode(run.generate())
     wait()
     reset_peak(device)
     before = run.evaluations() if run.evaluations else 0
+    between = time.perf_counter()
     run.decode(run.generate())
     wait()
+    end = time.perf_counter()
     evaluations = (run.evaluations() - before) // run.batch_size if run.evaluations else None
-    return evaluations, peak_memory_mb(device), time.perf_counter() - began
+    return _Warm(evaluations, peak_memory_mb(device), end - between, end - began)
 
 
 def _time_once(run: TimedRun, clock: _Clock, wait: Callable[[], None]) -> None:
@@ -206,14 +232,14 @@ def _time_once(run: TimedRun, clock: _Clock, wait: Callable[[], None]) -> None:
     clock.spent += end - start
 
 
-def _timing(run: TimedRun, clock: _Clock, evaluations: int | None, memory: float | None, warm_up: float) -> Timing:
+def _timing(run: TimedRun, clock: _Clock, warm: _Warm) -> Timing:
     totals = torch.tensor(clock.totals, dtype=torch.float64) * 1000
     whole = float(torch.tensor(clock.whole, dtype=torch.float64).quantile(0.5)) * 1000 if clock.whole else None
     p10, median, p90 = totals.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
     # quantile, as for the total: Tensor.median would give the lower of two middle values
     decode = float(torch.tensor(clock.decodes, dtype=torch.float64).quantile(0.5)) * 1000
     fps = 1000 * run.batch_size / median
-    return Timing(median, p10, p90, decode, fps, evaluations, memory, len(clock.totals), whole, warm_up)
+    return Timing(median, p10, p90, decode, fps, warm.evaluations, warm.memory, len(clock.totals), whole, warm.whole)
 
 
 def _waiter(device: torch.device | str) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -18,6 +18,9 @@ from mfd_cli.errors import MfdError
 from mfd_cli.metrics.uncertainty import Measured
 from teachers.base import Data
 from teachers.settings import Settings
+
+#: the `reference` of a metric that holds samples against the teacher's
+TEACHER = "teacher"
 
 
 class MetricSettings(Settings):
@@ -133,10 +136,64 @@ class Metric(ABC):
             )
 
 
-_MORE = frozenset({"class_agreement", "in_mode", "mode_coverage", "precision", "recall", "density", "coverage"})
-_MORE_BEGIN = ("iou", "miou", "clip_score", "pickscore", "aesthetic", "hpsv2", "image_reward")
+class DistanceSettings(MetricSettings):
+    """What metrics between sets of samples accept."""
+
+    reference: Literal["data", "teacher"] = Field(
+        "data",
+        description="What samples are held against: the data's real samples, or as many of the teacher's, at its own "
+        "number of steps, for the same conditions and from other noise. Figures of the latter are called ..._teacher.",
+    )
+
+
+class Distance(Metric):
+    """A metric between two sets: rows of samples against those of a reference, which is real or the teacher's."""
+
+    Settings: ClassVar[type[MetricSettings]] = DistanceSettings
+
+    @property
+    def against_teacher(self) -> bool:
+        """Whether `hold_against` waits for rows of the teacher's samples, `Against.num` of them."""
+        return self.settings.reference == TEACHER
+
+    def prepare(self, against: Against) -> None:
+        """Loads what it needs, and takes the reference unless that is the teacher's."""
+        self.load(against)
+        if not self.against_teacher:
+            self.hold_against(self.reference_rows(against))
+
+    @abstractmethod
+    def load(self, against: Against) -> None:
+        """What `prepare` does before there is a reference, with its errors."""
+
+    def reference_rows(self, against: Against) -> Tensor:
+        """Rows of the reference [M, ...], where it is not the teacher's."""
+        real = self.real(against)
+        return self.rows(Batch(real, torch.arange(len(real))))
+
+    @abstractmethod
+    def hold_against(self, rows: Tensor) -> None:
+        """Takes the rows of the reference [M, ...].
+
+        Raises:
+            MfdError: too few.
+        """
+
+    def details(self) -> dict[str, Any]:
+        """The reference, where it is not the data's."""
+        return {"reference": TEACHER} if self.against_teacher else {}
+
+    def named(self, figure: str) -> str:
+        """The name of a figure in reports; a distance to the teacher is never mistaken for one to real samples."""
+        return super().named(f"{figure}_{TEACHER}" if self.against_teacher else figure)
+
+
+_MORE_BEGIN = (
+    "class_agreement", "in_mode", "mode_coverage", "precision", "recall", "density", "coverage",
+    "iou", "miou", "clip_score", "pickscore", "aesthetic", "hpsv2", "image_reward",
+)  # fmt: skip
 
 
 def higher_is_better(figure: str) -> bool:
     """Whether more of a figure of mfd's own metrics is better, by its name; reports say so of every figure."""
-    return figure in _MORE or figure.startswith(_MORE_BEGIN)
+    return figure.startswith(_MORE_BEGIN)

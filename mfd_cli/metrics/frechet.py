@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
-from mfd_cli.metrics.contract import Against, Batch, Metric
+from mfd_cli.metrics.contract import Against, Batch, Distance
 from mfd_cli.metrics.uncertainty import RESAMPLES, Measured, bootstrapped
 
 #: above this many features the eigenvalues of a resample cost seconds, and a rougher standard error has to do
@@ -103,24 +103,26 @@ class FrechetTo:
         return bootstrapped(distance(wide), lambda drawn: distance(wide[drawn]), len(wide), resamples, self.seed)
 
 
-class Frechet(Metric):
+class Frechet(Distance):
     """Fréchet distance in every feature space that the data source names."""
 
-    def prepare(self, against: Against) -> None:
-        """Features of the real samples in every space."""
-        real = self.real(against)
-        self._spaces = against.data.spaces()
-        self._to: dict[str, FrechetTo] = {}
+    def load(self, against: Against) -> None:
+        """The data's feature spaces."""
+        self._spaces, self._num, self._seed = against.data.spaces(), against.num, against.seed
         self._widths: list[int] = []
-        for name, space in self._spaces.items():
-            features = in_parts(space, real)
-            self._widths.append(features.shape[1])
-            require_samples(name, features.shape[1], against.num)
-            self._to[name] = FrechetTo(name, moments(features), against.num, against.seed)
 
     def rows(self, batch: Batch) -> Tensor:
         """Features of all spaces, side by side [B, F]."""
-        return torch.cat([in_parts(space, batch.samples) for space in self._spaces.values()], dim=1)
+        parts = [in_parts(space, batch.samples) for space in self._spaces.values()]
+        self._widths = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
+
+    def hold_against(self, rows: Tensor) -> None:
+        """Moments of the reference in every space."""
+        self._to = {
+            name: FrechetTo(name, moments(part), self._num, self._seed)
+            for name, part in zip(self._spaces, rows.split(self._widths, dim=1), strict=True)
+        }
 
     def figures(self, rows: Tensor, groups: Tensor) -> dict[str, Measured]:
         """The distance in each space, under the space's name."""

@@ -30,7 +30,7 @@ def to_uint8(samples: Tensor) -> Tensor:
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise MfdError(
             f"samples of shape {list(samples.shape[1:])} are no pictures",
-            allowed="pictures [1 or 3, H, W] for fid, fd-dinov2 and the scores of pictures",
+            allowed="pictures [1 or 3, H, W] for fid, kid, cmmd, their kin and the scores of pictures",
         )
     pixels = (samples.clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels if pixels.shape[1] == 3 else pixels.expand(-1, 3, -1, -1)
@@ -52,9 +52,21 @@ def short_side_to(pictures: Tensor, size: int) -> Tensor:
     """Short side resized to `size`, the long one in proportion (rounded down), then the centre size x size."""
     height, width = pictures.shape[2:]
     short = min(height, width)
-    whole = resized(pictures, (size * height // short, size * width // short))
-    top, left = (whole.shape[2] - size) // 2, (whole.shape[3] - size) // 2
-    return whole[:, :, top : top + size, left : left + size]
+    return middle(resized(pictures, (size * height // short, size * width // short)), size)
+
+
+def middle(pictures: Tensor, size: int) -> Tensor:
+    """The middle size x size pixels of pictures [B, C, H, W].
+
+    Raises:
+        MfdError: they are smaller.
+    """
+    height, width = pictures.shape[2:]
+    if min(height, width) < size:
+        raise MfdError(f"pictures of {width} x {height} pixels have no {size} x {size} in their middle",
+                       allowed=f"pictures of at least {size} x {size} pixels")  # fmt: skip
+    top, left = (height - size) // 2, (width - size) // 2
+    return pictures[:, :, top : top + size, left : left + size]
 
 
 def long_side_to(pictures: Tensor, size: int) -> Tensor:

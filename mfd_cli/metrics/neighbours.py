@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
-from mfd_cli.metrics.contract import Against, Batch, Metric, MetricSettings
+from mfd_cli.metrics.contract import Against, Batch, Distance, DistanceSettings
 from mfd_cli.metrics.features import check_space, space_of
 from mfd_cli.metrics.frechet import in_parts
 from mfd_cli.metrics.uncertainty import Measured, mean_of, share_of
@@ -67,7 +67,7 @@ def _measured(real: Tensor, of_real: Tensor, generated: Tensor, neighbours: int)
     }
 
 
-class PrecisionRecallSettings(MetricSettings):
+class PrecisionRecallSettings(DistanceSettings):
     """Settings of `precision-recall`."""
 
     neighbours: int = Field(5, ge=1, description="k, the neighbour that a ball reaches to: 3 in the paper of 2019.")
@@ -77,7 +77,7 @@ class PrecisionRecallSettings(MetricSettings):
     model: str | None = Field(None, description="Weights of inception or dinov2, as for fid and fd-dinov2.")
 
 
-class PrecisionRecall(Metric):
+class PrecisionRecall(Distance):
     """Precision, recall, density and coverage by nearest neighbours."""
 
     Settings = PrecisionRecallSettings
@@ -88,18 +88,17 @@ class PrecisionRecall(Metric):
         """Refuses missing weights."""
         check_space(settings.type, settings.features, settings.model)
 
-    def prepare(self, against: Against) -> None:
-        """Features of the real samples, and the radii of their balls."""
+    def load(self, against: Against) -> None:
+        """The feature space."""
         own = self.settings
+        self._require(against.num)
         self._space, self._details = space_of(own.type, own.features, own.model, against)
-        self._real = in_parts(self._space, self.real(against)).double()
-        fewest = min(len(self._real), against.num)
-        if fewest <= own.neighbours:
-            raise MfdError(
-                f"precision-recall: {fewest} samples for {own.neighbours} neighbours",
-                allowed=f"more than {own.neighbours} real and generated samples; thousands for a figure worth quoting",
-            )
-        self._radii = radii(self._real, own.neighbours)
+
+    def hold_against(self, rows: Tensor) -> None:
+        """Features of the reference, and the radii of their balls."""
+        self._require(len(rows))
+        self._real = rows.double()
+        self._radii = radii(self._real, self.settings.neighbours)
 
     def rows(self, batch: Batch) -> Tensor:
         """Features [B, F]."""
@@ -112,4 +111,13 @@ class PrecisionRecall(Metric):
 
     def details(self) -> dict[str, Any]:
         """Feature space, model and neighbours."""
-        return {"features": self.settings.features, "neighbours": self.settings.neighbours, **self._details}
+        own = {"features": self.settings.features, "neighbours": self.settings.neighbours}
+        return {**own, **self._details, **super().details()}
+
+    def _require(self, num: int) -> None:
+        neighbours = self.settings.neighbours
+        if num <= neighbours:
+            raise MfdError(
+                f"precision-recall: {num} samples for {neighbours} neighbours",
+                allowed=f"more than {neighbours} real and generated samples; thousands for a figure worth quoting",
+            )

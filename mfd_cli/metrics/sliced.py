@@ -5,11 +5,13 @@ Shapes: N generated samples, M real ones, L directions, D numbers a sample.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mfd_cli.metrics.contract import Against, Batch, Metric, MetricSettings
+from mfd_cli.metrics.contract import Against, Batch, Distance, DistanceSettings
 from mfd_cli.metrics.uncertainty import Measured, bootstrapped
 from mfd_cli.seeds import Stream
 
@@ -82,27 +84,32 @@ def redrawn(sorted_rows: Tensor, ranks: Tensor, drawn: Tensor) -> Tensor:
     return sorted_rows.flatten().repeat_interleave(times[ranks].flatten()).reshape(sorted_rows.shape)
 
 
-class SlicedWassersteinSettings(MetricSettings):
+class SlicedWassersteinSettings(DistanceSettings):
     """Settings of `sliced-wasserstein`."""
 
     directions: int = Field(DIRECTIONS, ge=1, description="Random directions; figures with other directions differ.")
 
 
-class SlicedWasserstein(Metric):
+class SlicedWasserstein(Distance):
     """Sliced Wasserstein distance of order 2 between flattened decoded samples."""
 
     Settings = SlicedWassersteinSettings
 
-    def prepare(self, against: Against) -> None:
-        """Directions, and the sorted projections of the real samples."""
-        flat = self.real(against).flatten(1).cpu()
+    def load(self, against: Against) -> None:
+        """The name of the directions."""
         self._seed = against.seed
-        self._along = directions(self.settings.directions, flat.shape[1], against.seed)
-        self._real = sorted_projections(flat, self._along)
+        self._along: Tensor | None = None
 
     def rows(self, batch: Batch) -> Tensor:
         """Projections [B, L]."""
-        return batch.samples.flatten(1).cpu().double() @ self._along.T
+        flat = batch.samples.flatten(1).cpu().double()
+        if self._along is None:
+            self._along = directions(self.settings.directions, flat.shape[1], self._seed)
+        return flat @ self._along.T
+
+    def hold_against(self, rows: Tensor) -> None:
+        """Sorted projections of the reference."""
+        self._real = rows.T.sort(dim=1).values
 
     def figures(self, rows: Tensor, groups: Tensor) -> dict[str, Measured]:
         """`sliced_wasserstein`."""
@@ -114,6 +121,6 @@ class SlicedWasserstein(Metric):
         value = sliced_between(projected.values, self._real)
         return {self.named("sliced_wasserstein"): bootstrapped(value, again, len(rows), _RESAMPLES, self._seed)}
 
-    def details(self) -> dict[str, int]:
+    def details(self) -> dict[str, Any]:
         """Number of directions."""
-        return {"directions": self.settings.directions}
+        return {"directions": self.settings.directions, **super().details()}

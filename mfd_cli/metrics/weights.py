@@ -17,7 +17,7 @@ _CONFIGS = ["*.json", "*.txt"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def require_file(metric: str, key: str, path: str | None, *, get: str) -> Path:
+def require_file(metric: str, key: str, path: str | None, *, get: str, convert: str | None = None) -> Path:
     """A local safetensors file.
 
     Args:
@@ -25,6 +25,7 @@ def require_file(metric: str, key: str, path: str | None, *, get: str) -> Path:
         key: the recipe key that names the file.
         path: what it says.
         get: how to get the file, in one line.
+        convert: the name under which `mfd metrics convert` knows these weights; the metric's own if None.
 
     Raises:
         MfdError: none is named, it is missing, or it is a pickle; with the way to get one.
@@ -36,7 +37,7 @@ def require_file(metric: str, key: str, path: str | None, *, get: str) -> Path:
         raise MfdError(
             f"{metric}: {key}: {path} is a pickle, which mfd does not read as weights",
             allowed="a .safetensors file",
-            do=f"mfd metrics convert {metric} {path} -o {file.stem}.safetensors",
+            do=f"mfd metrics convert {convert or metric} {path} -o {file.stem}.safetensors",
         )
     if not file.is_file():
         raise MfdError(f"{metric}: {key}: {path}: no such file", allowed="a .safetensors file", do=get)

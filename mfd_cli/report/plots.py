@@ -37,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "axes.labelpad": 6.0,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -135,7 +136,7 @@ def line_plot(
         axes.margins(0.06)
         if sum(bool(one.label) for one in series) + len(bands) + len(levels) > 1:
             axes.legend(
-                loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, handlelength=2.2, borderpad=0.1,
+                loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8.5, handlelength=3.0, borderpad=0.1,
                 columnspacing=1.0,
             )  # fmt: skip
         return svg_of(figure, alt)

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
+from mfd_cli.inference.models import Models
 from mfd_cli.inference.pictures import common_range, title_of, to_picture
 from mfd_cli.inference.sampler import Sampler
-from mfd_cli.report.measure import Models
 from mfd_cli.report.plots import BLUE, GREEN, INK, ORANGE, new_figure, svg_of, with_prefix
 from teachers.base import Data, Modes
 

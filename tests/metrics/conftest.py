@@ -4,6 +4,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
+
+from mfd_cli.metrics.contract import Against, Batch
+from mfd_cli.metrics.images import to_uint8
+from teachers.base import Data
 
 PROMPTS = ["a red fox", "an old boat at sea, oil painting", "tea"]
 
@@ -58,3 +63,133 @@ def pictures():
 def prompts():
     """A prompt for each of them, the second longer than the tiny models read."""
     return list(PROMPTS)
+
+
+class Things(Data):
+    """Nothing but what metrics ask of data: real samples, or prompts, or neither.
+
+    Args:
+        real: real samples [M, ...].
+        texts: prompts.
+    """
+
+    def __init__(self, real=None, texts=None):
+        self._real, self._texts = real, texts
+
+    @classmethod
+    def load(cls, settings, teacher):
+        raise NotImplementedError
+
+    @property
+    def size(self):
+        return max((len(held) for held in (self._real, self._texts) if held is not None), default=0)
+
+    def condition(self, items):
+        return {}
+
+    def reference(self, count, seed):
+        return super().reference(count, seed) if self._real is None else self._real
+
+    def texts(self, items):
+        return None if self._texts is None else [self._texts[item] for item in items.tolist()]
+
+
+@pytest.fixture
+def prompted():
+    """What models are held against whose data are prompts."""
+    return Against(Things(texts=PROMPTS), len(PROMPTS), 0)
+
+
+@pytest.fixture
+def unprompted():
+    """What models are held against whose data have neither prompts nor real samples."""
+    return Against(Things(), 3, 0)
+
+
+@pytest.fixture
+def scores(prompted):
+    """A function from a metric of single pictures to its scores of pictures for their prompts."""
+
+    def of(metric, pictures, prompts, against=prompted):
+        with torch.inference_mode():
+            metric.prepare(against)
+            return metric.rows(Batch(pictures, torch.arange(len(pictures)), None, prompts))
+
+    return of
+
+
+def noise_pictures(num, seed, side=16):
+    """Coloured noise, brighter from one picture to the next [num, 3, side, side] in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(num, 3, side, side, generator=generator) * torch.linspace(0.3, 1, num)[:, None, None, None]
+
+
+@pytest.fixture(name="noise_pictures")
+def _noise_pictures():
+    return noise_pictures
+
+
+@pytest.fixture
+def held_against():
+    """A function from real samples, or None, and a number of generated ones to what metrics are given."""
+
+    def of(real, num=None):
+        return Against(Things(real=real), len(real) if num is None else num, 0, real)
+
+    return of
+
+
+@pytest.fixture
+def distance():
+    """A function from a metric between sets and samples to its figures."""
+
+    def of(metric, samples, against):
+        with torch.inference_mode():
+            metric.prepare(against)
+            rows = torch.cat([metric.rows(Batch(part, torch.arange(len(part)))) for part in samples.split(5)])
+            return metric.figures(rows, torch.arange(len(rows)))
+
+    return of
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A function that writes pictures [N, 3, H, W] as files and returns their folder."""
+
+    def of(pictures, name="real"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for index, picture in enumerate(to_uint8(pictures)):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{index:02}.png")
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file of random weights with what published files hold besides."""
+    from safetensors.torch import save_file
+
+    from mfd_cli.metrics.inception import Inception
+
+    torch.manual_seed(0)
+    held = {name: value for name, value in Inception().state_dict().items() if "num_batches" not in name}
+    path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
+    save_file(held | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dinov2(tmp_path_factory):
+    """Folder of a DINOv2 with two layers and six features."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dinov2")
+    config = Dinov2Config(
+        hidden_size=6, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56, mlp_ratio=2,
+        layerscale_value=0.7,
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(folder)
+    return folder

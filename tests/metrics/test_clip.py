@@ -13,37 +13,6 @@ from mfd_cli.errors import MfdError
 from mfd_cli.metrics import images
 from mfd_cli.metrics.aesthetic import Aesthetic, AestheticSettings
 from mfd_cli.metrics.clip import ClipScore, ClipScoreSettings, PickScore, PickScoreSettings
-from mfd_cli.metrics.contract import Against, Batch
-from teachers.base import Data
-
-
-class Prompts(Data):
-    """Three prompts."""
-
-    @classmethod
-    def load(cls, settings, teacher):
-        return cls()
-
-    @property
-    def size(self):
-        return 3
-
-    def condition(self, items):
-        return {}
-
-    def texts(self, items):
-        return ["" for _ in items]
-
-
-class Nothing(Prompts):
-    def texts(self, items):
-        return None
-
-
-def _scores(metric, pictures, prompts, data=None):
-    with torch.inference_mode():
-        metric.prepare(Against(data or Prompts(), 3, 0))
-        return metric.rows(Batch(pictures, torch.arange(len(pictures)), None, prompts))
 
 
 def _by_transformers(folder, pictures, prompts):
@@ -60,14 +29,14 @@ def _by_transformers(folder, pictures, prompts):
     return found.logits_per_image.diagonal(), model.logit_scale.exp().item()
 
 
-def test_clip_score_is_100_times_transformers_cosine(tiny_clip, pictures, prompts):
-    found = _scores(ClipScore(ClipScoreSettings(type="clip-score", model=str(tiny_clip))), pictures, prompts)
+def test_clip_score_is_100_times_transformers_cosine(tiny_clip, pictures, prompts, scores):
+    found = scores(ClipScore(ClipScoreSettings(type="clip-score", model=str(tiny_clip))), pictures, prompts)
     logits, scale = _by_transformers(tiny_clip, pictures, prompts)
     torch.testing.assert_close(found, 100 * logits / scale, rtol=1e-3, atol=1e-3)
     assert found.std() > 1, "the pictures differ by more than the tolerance"
 
 
-def test_pickscore_is_transformers_logit(tiny_clip, pictures, prompts, tmp_path):
+def test_pickscore_is_transformers_logit(tiny_clip, pictures, prompts, tmp_path, scores):
     folder = tmp_path / "pick"
     shutil.copytree(tiny_clip, folder)
     held = load_file(folder / "model.safetensors")
@@ -78,13 +47,13 @@ def test_pickscore_is_transformers_logit(tiny_clip, pictures, prompts, tmp_path)
         metric = PickScore(settings)
         logits, scale = _by_transformers(folder, pictures, prompts)
         assert scale == pytest.approx(np.exp(3.3), rel=1e-5)
-        torch.testing.assert_close(_scores(metric, pictures, prompts), logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(scores(metric, pictures, prompts), logits, rtol=1e-3, atol=1e-4)
 
 
-def test_a_prompt_scores_the_same_whatever_else_is_asked(tiny_clip, pictures, prompts):
+def test_a_prompt_scores_the_same_whatever_else_is_asked(tiny_clip, pictures, prompts, scores):
     metric = ClipScore(ClipScoreSettings(type="clip-score", model=str(tiny_clip)))
-    together = _scores(metric, pictures, prompts)
-    alone = torch.cat([_scores(metric, pictures[i : i + 1], prompts[i : i + 1]) for i in range(3)])
+    together = scores(metric, pictures, prompts)
+    alone = torch.cat([scores(metric, pictures[i : i + 1], prompts[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -96,7 +65,7 @@ def test_the_figure_is_the_mean_over_prompts(tiny_clip):
     assert found.standard_error == pytest.approx(5), "of two prompts, not of four pictures"
 
 
-def test_the_aesthetic_score_is_one_affine_map_of_the_embedding(tiny_clip, pictures, tmp_path):
+def test_the_aesthetic_score_is_one_affine_map_of_the_embedding(tiny_clip, pictures, tmp_path, scores, unprompted):
     generator = torch.Generator().manual_seed(0)
     widths = [24, 1024, 128, 64, 16, 1]
     layers = {}
@@ -107,7 +76,7 @@ def test_the_aesthetic_score_is_one_affine_map_of_the_embedding(tiny_clip, pictu
     save_file(layers, path)
     settings = AestheticSettings(type="aesthetic", model=str(path), clip=str(tiny_clip))
     Aesthetic.check(settings)
-    found = _scores(Aesthetic(settings), pictures, None, Nothing())
+    found = scores(Aesthetic(settings), pictures, None, unprompted)
     assert found.shape == (3,)
 
     from transformers import CLIPModel
@@ -124,18 +93,18 @@ def test_the_aesthetic_score_is_one_affine_map_of_the_embedding(tiny_clip, pictu
     torch.testing.assert_close(found, (x @ matrix.T + shift)[:, 0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_head_of_another_width_is_refused(tiny_clip, tmp_path):
+def test_a_head_of_another_width_is_refused(tiny_clip, tmp_path, unprompted):
     path = tmp_path / "head.safetensors"
     save_file({"layers.0.weight": torch.zeros(1024, 768)}, path)
     metric = Aesthetic(AestheticSettings(type="aesthetic", model=str(path), clip=str(tiny_clip)))
     with pytest.raises(MfdError, match="do not fit"):
-        metric.prepare(Against(Nothing(), 3, 0))
+        metric.prepare(unprompted)
 
 
-def test_pictures_without_prompts_have_no_clip_score(tiny_clip):
+def test_pictures_without_prompts_have_no_clip_score(tiny_clip, unprompted):
     metric = ClipScore(ClipScoreSettings(type="clip-score", model=str(tiny_clip)))
     with pytest.raises(MfdError, match="against prompts, and the data have none"):
-        metric.prepare(Against(Nothing(), 3, 0))
+        metric.prepare(unprompted)
 
 
 def test_absent_weights_are_told_with_the_line_that_gets_them(monkeypatch):
@@ -155,7 +124,7 @@ def test_absent_weights_are_told_with_the_line_that_gets_them(monkeypatch):
     assert "mfd metrics convert aesthetic" in caught.value.do
 
 
-def test_pickled_or_incomplete_weights_are_refused(tiny_clip, tmp_path):
+def test_pickled_or_incomplete_weights_are_refused(tiny_clip, tmp_path, prompted):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(MfdError, match="pickled weights only"):
@@ -165,7 +134,7 @@ def test_pickled_or_incomplete_weights_are_refused(tiny_clip, tmp_path):
     held = load_file(folder / "model.safetensors")
     save_file({name: held[name] for name in held if "text" not in name}, folder / "model.safetensors")
     with pytest.raises(MfdError, match=r"lacks \d+ of the weights"):
-        ClipScore(ClipScoreSettings(type="clip-score", model=str(folder))).prepare(Against(Prompts(), 3, 0))
+        ClipScore(ClipScoreSettings(type="clip-score", model=str(folder))).prepare(prompted)
 
 
 def test_a_list_of_weight_files_that_leads_out_of_its_folder_is_refused(tiny_clip, tmp_path):

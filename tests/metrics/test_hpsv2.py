@@ -10,29 +10,9 @@ from safetensors.torch import save_file
 
 from mfd_cli.errors import MfdError
 from mfd_cli.metrics import hpsv2, images
-from mfd_cli.metrics.contract import Against, Batch
 from mfd_cli.metrics.hpsv2 import Hpsv2, Hpsv2Settings
-from teachers.base import Data
 
 WIDTH, TEXT, OUT, LAYERS, PATCH, SIDE, PLACES, HEADS = 32, 48, 20, 2, 8, 4, 18, 16
-
-
-class Prompts(Data):
-    """Any prompts."""
-
-    @classmethod
-    def load(cls, settings, teacher):
-        return cls()
-
-    @property
-    def size(self):
-        return 3
-
-    def condition(self, items):
-        return {}
-
-    def texts(self, items):
-        return []
 
 
 def _tower(prefix, width, made):
@@ -139,15 +119,13 @@ def _reference(state, folder, pictures, prompts):
     return torch.stack(found)
 
 
-def test_the_score_is_that_of_open_clips_layout(state, tiny_clip, pictures, prompts, tmp_path):
+def test_the_score_is_that_of_open_clips_layout(state, tiny_clip, pictures, prompts, tmp_path, scores):
     path = tmp_path / "hpsv2.safetensors"
     save_file(state, path)
     settings = Hpsv2Settings(type="hpsv2", model=str(path), tokenizer=str(tiny_clip))
     Hpsv2.check(settings)
     metric = Hpsv2(settings)
-    with torch.inference_mode():
-        metric.prepare(Against(Prompts(), 3, 0))
-        found = metric.rows(Batch(pictures, torch.arange(3), None, prompts))
+    found = scores(metric, pictures, prompts)
     expected = _reference(state, tiny_clip, pictures, prompts)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert expected.std() > 0.02

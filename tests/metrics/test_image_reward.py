@@ -8,30 +8,10 @@ from safetensors.torch import save_file
 
 from mfd_cli.errors import MfdError
 from mfd_cli.metrics import images
-from mfd_cli.metrics.contract import Against, Batch
 from mfd_cli.metrics.image_reward import Blip, ImageReward, ImageRewardSettings
-from teachers.base import Data
 
 WIDTH, TEXT, LAYERS, PATCH, SIDE, WORDS = 32, 24, 2, 8, 4, 40
 VISION, BERT = "blip.visual_encoder", "blip.text_encoder"
-
-
-class Prompts(Data):
-    """Any prompts."""
-
-    @classmethod
-    def load(cls, settings, teacher):
-        return cls()
-
-    @property
-    def size(self):
-        return 3
-
-    def condition(self, items):
-        return {}
-
-    def texts(self, items):
-        return []
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +135,7 @@ def bert(tmp_path):
     return folder
 
 
-def test_the_reward_is_that_of_the_published_layout(state, bert, pictures, tmp_path):
+def test_the_reward_is_that_of_the_published_layout(state, bert, pictures, tmp_path, scores):
     from transformers import AutoTokenizer
 
     path = tmp_path / "reward.safetensors"
@@ -164,9 +144,7 @@ def test_the_reward_is_that_of_the_published_layout(state, bert, pictures, tmp_p
     ImageReward.check(settings)
     metric = ImageReward(settings)
     prompts = ["a b c", "s, " * 30, "x"]
-    with torch.inference_mode():
-        metric.prepare(Against(Prompts(), 3, 0))
-        found = metric.rows(Batch(pictures, torch.arange(3), None, prompts))
+    found = scores(metric, pictures, prompts)
     naive, tokenizer = Naive(state), AutoTokenizer.from_pretrained(bert)
     shown = images.normalised(images.short_side_to(images.to_uint8(pictures), 32), images.CLIP_MEAN, images.CLIP_STD)
     numbers = [tokenizer(prompt, truncation=True, max_length=35).input_ids for prompt in prompts]

@@ -63,6 +63,16 @@ def test_the_score_is_that_of_the_pictures_and_their_own_prompts(run, tiny_clip)
     assert found == pytest.approx(own, rel=1e-4) and found != pytest.approx(other, rel=1e-4)
 
 
+def test_one_command_holds_the_student_against_its_teacher(run, tiny_clip, capsys):
+    flag = f"{{type: cmmd, model: {tiny_clip}, reference: teacher}}"
+    found = benchmark(str(run), quality=True, metrics=[flag], json_target="-")
+    assert json.loads(capsys.readouterr().out) == found
+    assert all(row["standard_errors"]["cmmd_teacher"] > 0 for row in found["rows"])
+    assert found["better"]["cmmd_teacher"] == "less"
+    details = found["metric_details"]["cmmd_teacher"]
+    assert (details["type"], details["reference"], details["reference_num"]) == ("cmmd", "teacher", 6)
+
+
 def test_a_flag_names_metrics_as_a_recipe_does(run, tiny_clip, capsys):
     block = f"{{type: clip-score, label: again, model: {tiny_clip}}}"
     found = benchmark(str(run), quality=True, num=4, metrics=[f"clip-score={tiny_clip}", block])

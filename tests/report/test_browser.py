@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from mfd_cli.inference.models import load_models
 from mfd_cli.report.gather import gather
-from mfd_cli.report.measure import load_models
 from mfd_cli.report.page import render
 from mfd_cli.report.samples import draw
 from mfd_cli.store.layout import RunFolder

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mfd_cli.inference.models import Models
 from mfd_cli.inference.occupancy_pictures import COLOURS, birds_eye
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.report.gather import Gathered
-from mfd_cli.report.measure import Models
 from mfd_cli.report.page import render
 from mfd_cli.report.samples import Samples, draw
 from teachers.occfm.classes import CLASSES, FREE

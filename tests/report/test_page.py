@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mfd_cli.inference.models import Models
 from mfd_cli.report.gather import Gathered, gather
-from mfd_cli.report.measure import Models
 from mfd_cli.report.page import data, render
 from mfd_cli.report.samples import Samples, draw, preview
 from mfd_cli.store.layout import RunFolder
