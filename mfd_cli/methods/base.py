@@ -54,6 +54,8 @@ class Batch:
         average: the averaged student's field, if the recipe averages.
         critic: logits [B] of features [B, N, C], for methods that have one.
         update: student updates done.
+        longest: the largest of a number over all processes, where networks are sharded and every process has to call
+            them equally often; None where that is nobody's concern.
     """
 
     random: Stream
@@ -69,6 +71,7 @@ class Batch:
     average: Any = None
     critic: Callable[[Tensor], Tensor] | None = None
     update: int = 0
+    longest: Callable[[int], int] | None = None
 
     @property
     def real(self) -> Tensor:

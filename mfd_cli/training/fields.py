@@ -76,6 +76,7 @@ class Fields:
             average=None if roles.average is None else self._student(roles.average.network, condition),
             critic=critic,
             update=update,
+            longest=None if roles.sharding is None else roles.sharding.longest,
         )
 
     def _student(self, network: nn.Module, condition: Condition) -> Any:

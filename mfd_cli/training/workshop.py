@@ -19,7 +19,9 @@ from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.base import Method
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Role, Roles, build_role, build_roles
+from mfd_cli.networks.sharding import is_sharded
 from mfd_cli.seeds import key
+from mfd_cli.training import strategy
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
 from mfd_cli.training.tracking import require_trackers
@@ -140,7 +142,9 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
     # Accelerate keeps the first device and precision of a process for good; a second run may want others
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
+    plugin = strategy.asked()
+    with strategy.plain_processes():
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     family: Any = teacher_registry.get(recipe.teacher.type)
@@ -161,15 +165,34 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     )  # fmt: skip
     if method.needs_data:
         _require_states(recipe, data)
+    sharding = strategy.sharding(plugin, accelerator.device, accelerator.num_processes)
+    if sharding is not None:
+        _refuse_sharded(recipe)
     roles = build_roles(
-        teacher.to(accelerator.device), recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
+        teacher.to(accelerator.device) if sharding is None else teacher,
+        recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
         updates=recipe.train.updates, aux_updates=method.aux_updates, ema=recipe.train.ema,
         device=accelerator.device, lora=recipe.student.adapters, checkpointing=recipe.train.checkpointing,
-        flow_map=method.flow_map,
+        flow_map=method.flow_map, sharding=sharding,
     )  # fmt: skip
+    if sharding is not None:
+        for network in (teacher.network, teacher.weak):
+            if network is not None and not any(map(is_sharded, network.parameters())):  # adapters' base already is
+                sharding.place(network)
+        teacher.to(accelerator.device)
     workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
     roles.critic = workshop.critic()
     return workshop
+
+
+def _refuse_sharded(recipe: Any) -> None:
+    """Raises MfdError for what cannot be done with networks in shards."""
+    for name, block in (("student", recipe.optim.student), ("aux", getattr(recipe.optim, "aux", None))):
+        if block is not None and block.type == "adamw8bit":
+            raise MfdError(
+                f"optim.{name}.type adamw8bit with sharded networks: its moments are kept in blocks of whole tensors",
+                allowed="adamw, adam: their moments are in shards as well",
+            )
 
 
 def _refuse_needing_a_teacher(recipe: Any, method: Method) -> None:
