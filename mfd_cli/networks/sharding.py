@@ -83,6 +83,18 @@ class Sharding:
         for network in self._roots:
             network.reset_iter_state()
 
+    def gather_around(self, network: nn.Module, layer: str) -> None:
+        """Gathers the parts of a network that hold a layer, outside of a call; they stay until the step's end.
+
+        A part gathers its weights for the backward pass when its output's gradient arrives. Where a layer's output is
+        taken out of the network, that of the parts around it has none.
+        """
+        from torch.distributed.fsdp import FSDPModule
+
+        for name, module in network.named_modules():
+            if isinstance(module, FSDPModule) and f"{layer}.".startswith(f"{name}." if name else ""):
+                module.unshard()
+
     def longest(self, count: int) -> int:
         """The largest of every process's count."""
         largest = torch.tensor([count], device=self._device)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mfd_cli.config.schema import RecipeBase
 from mfd_cli.flow import time_grid, told_times
 from mfd_cli.methods.base import Batch, Method
 from mfd_cli.networks.roles import Role, Roles
+from mfd_cli.networks.sharding import Sharding
 from mfd_cli.training.batches import Batches
-from teachers.base import Teacher
+from teachers.base import Teacher, bare_network
 from teachers.conditions import Condition
 from teachers.guidance import AverageVelocityField, Evaluations, VelocityField
 
@@ -67,10 +68,10 @@ class Fields:
             student=self._student(student, condition),
             auxiliary=None
             if auxiliary is None
-            else VelocityField(teacher, auxiliary, condition, evaluations=counts["aux"]),
+            else self._field(auxiliary, condition, 1.0, counts["aux"]),
             teacher=None
             if teacher.network is None
-            else VelocityField(teacher, teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
+            else self._field(teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
             data=self._batches.states(step, part) if self._method.needs_data else None,
             frozen=self._student(roles.student.network, condition),
             average=None if roles.average is None else self._student(roles.average.network, condition),
@@ -79,10 +80,34 @@ class Fields:
             longest=None if roles.sharding is None else roles.sharding.longest,
         )
 
+    def _field(
+        self, network: nn.Module, condition: Condition, guidance: float, evaluations: Evaluations
+    ) -> VelocityField:
+        if self._roles.sharding is None:
+            return VelocityField(self._teacher, network, condition, guidance, evaluations)
+        return _ShardedField(self._roles.sharding, self._teacher, network, condition, guidance, evaluations)
+
     def _student(self, network: nn.Module, condition: Condition) -> Any:
         if self._method.flow_map:
             return AverageVelocityField(self._teacher, network, condition, self._counts["student"])
         return VelocityField(self._teacher, network, condition, evaluations=self._counts["student"])
+
+
+class _ShardedField(VelocityField):
+    """A field whose features can be differentiated although its network is in shards."""
+
+    def __init__(self, sharding: Sharding, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._sharding = sharding
+
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """As for any field."""
+        found = super().features(x, t)
+        if found.requires_grad:
+            bare = bare_network(self._network)
+            layer = self.teacher.feature_layer(bare) or ""
+            found.register_hook(lambda gradient: self._sharding.gather_around(bare, layer))
+        return found
 
 
 def _network(role: Role | None, *, bare: bool) -> nn.Module | None:
