@@ -52,10 +52,11 @@ class Sharding:
         Its parameters become other objects, so optimizers are built afterwards; it can no longer be copied.
 
         Args:
-            network: the network, the same on every process.
+            network: the network, the same on every process. Methods besides `forward` that are called from outside are
+                named in its attribute `forward_methods`.
             apart: parameters that stay whole on every process.
         """
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
         own = [value for value in network.parameters() if all(value is not other for other in apart)]
         if not own:
@@ -70,13 +71,26 @@ class Sharding:
             if module is not network and chosen(module):
                 fully_shard(module, **settings)
         fully_shard(network, **settings)
-        for module in network.modules():
-            if isinstance(module, FSDPModule):
-                # memory of gathered weights is made at the first call, which may be one in inference mode
-                module.unshard()
-                module.reshard()
+        for name in getattr(network, "forward_methods", ()):
+            register_fsdp_forward_method(network, name)
+        self._begin(network)
         self._roots.append(network)
         return network
+
+    @staticmethod
+    def _begin(network: nn.Module) -> None:
+        """Does what FSDP2 leaves to the first call, which may be one in inference mode, or none before `settle`."""
+        from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+        place: Any = network
+        place.begin = lambda: None  # a call of nothing
+        register_fsdp_forward_method(network, "begin")
+        place.begin()
+        del place.begin
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()  # makes the memory for gathered weights
+                module.reshard()
 
     def settle(self) -> None:
         """Ends a step: no gathered weights outlive it, nor what FSDP2 notes of calls that no backward pass follows."""

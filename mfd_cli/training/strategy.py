@@ -73,6 +73,23 @@ def plain_processes() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def require_processes(found: int) -> None:
+    """Refuses processes that were launched together and know nothing of each other.
+
+    Args:
+        found: number of processes that Accelerate sees.
+
+    Raises:
+        MfdError: it is not the launcher's.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != launched:
+        raise MfdError(
+            f"{launched} processes were launched, and Accelerate sees {found}: there is no GPU for them",
+            do="add --device cpu, which has them compute on the CPU",
+        )
+
+
 def sharding(plugin: Any | None, device: torch.device, processes: int) -> Sharding | None:
     """Shards as the config says; None where it does not, or where there is one process.
 

@@ -145,6 +145,7 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     plugin = strategy.asked()
     with strategy.plain_processes():
         accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
+    strategy.require_processes(accelerator.num_processes)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     family: Any = teacher_registry.get(recipe.teacher.type)
