@@ -56,7 +56,7 @@ class Sharding:
                 named in its attribute `forward_methods`.
             apart: parameters that stay whole on every process.
         """
-        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         own = [value for value in network.parameters() if all(value is not other for other in apart)]
         if not own:
