@@ -66,9 +66,7 @@ class Fields:
             told=self._told,
             one_step=self._one_step,
             student=self._student(student, condition),
-            auxiliary=None
-            if auxiliary is None
-            else self._field(auxiliary, condition, 1.0, counts["aux"]),
+            auxiliary=None if auxiliary is None else self._field(auxiliary, condition, 1.0, counts["aux"]),
             teacher=None
             if teacher.network is None
             else self._field(teacher.network, condition, teacher.settings.guidance, counts["teacher"]),

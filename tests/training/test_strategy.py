@@ -10,6 +10,7 @@ import torch
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import MfdError
 from mfd_cli.training import strategy
+from mfd_cli.training.rehearsal import rehearse
 from mfd_cli.training.run import distill
 from mfd_cli.training.workshop import _refuse_sharded
 from teachers.networks.dit import DiT
@@ -117,6 +118,13 @@ def test_processes_that_do_not_see_each_other_are_refused(config: pytest.MonkeyP
     strategy.require_processes(2)
     with pytest.raises(MfdError, match="2 processes were launched, and Accelerate sees 1"):
         strategy.require_processes(1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_dry_run_measures_no_shards(config: pytest.MonkeyPatch) -> None:
+    setting(config, **FSDP)
+    with pytest.raises(MfdError, match="--dry-run with an accelerate config of shards"):
+        rehearse(load_recipe("tiny.yaml"), "cpu")
 
 
 @pytest.mark.usefixtures("tiny")
