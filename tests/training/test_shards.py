@@ -155,8 +155,8 @@ def test_shards_are_a_matter_of_memory_alone(alone: dict[str, str], monkeypatch:
     first, second = (json.loads(Path(f"told-{rank}.json").read_text()) for rank in (0, 1))
     assert any(mine != theirs for mine, theirs in zip(first["counts"], second["counts"], strict=True))
     assert first["kinds"] == second["kinds"]
-    tiny_kinds, critic, *_, adapters, blocks = first["kinds"].values()
-    assert tiny_kinds == first["kinds"]["1"] == ["none", "shards", "shards"], "the exact mixture has no parameters"
+    begun, resumed, critic, *_, adapters, blocks = first["kinds"].values()
+    assert begun == resumed == ["none", "shards", "shards"], "the exact mixture has no parameters"
     assert critic == ["none", "shards", "shards", "whole"]
     assert adapters == ["mixed", "whole", "whole"], "the base in shards, adapters on every process"
     assert blocks == ["shards", "shards", "shards"]
