@@ -80,10 +80,10 @@ def require_processes(found: int) -> None:
         found: number of processes that Accelerate sees.
 
     Raises:
-        MfdError: it is not the launcher's.
+        MfdError: it is less than the launcher's.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != launched:
+    if found < launched:
         raise MfdError(
             f"{launched} processes were launched, and Accelerate sees {found}: there is no GPU for them",
             do="add --device cpu, which has them compute on the CPU",
