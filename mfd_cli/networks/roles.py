@@ -146,10 +146,11 @@ def build_roles(
                 torch.manual_seed(key(seed, "flow map")[0] >> 1)
                 first = teacher.flow_map(first)
         if sharding is not None:
-            place = copy.deepcopy(first) if ema is not None else None
-            for network in (first, second, place):
-                if network is not None:
-                    sharding.place(network)
+            if second is not None:
+                sharding.place(second)
+            if ema is not None:  # copied only now, so that fewer whole networks are in memory at once
+                place = sharding.place(copy.deepcopy(first))
+            sharding.place(first)
     else:
         if flow_map:
             raise MfdError(
