@@ -48,8 +48,8 @@ def updated(trainer: Trainer) -> None:
 def saved(folder: Path, workshop: Workshop, trainer: Trainer) -> Path:
     """A checkpoint, as a run saves it."""
     return checkpoints.save(
-        folder, roles=workshop.roles, progress=trainer.snapshot(), update=trainer.update, inside=trainer.inside,
-        student=workshop.student_config(trainer.update), keep=workshop.recipe.log.keep,
+        folder, parts=checkpoints.collect(workshop.roles), progress=trainer.snapshot(), update=trainer.update,
+        inside=trainer.inside, student=workshop.student_config(trainer.update), keep=workshop.recipe.log.keep,
     )  # fmt: skip
 
 

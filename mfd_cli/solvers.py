@@ -135,6 +135,7 @@ def integrate(
     rule: str = "euler",
     steps: int | None = None,
     step_size: float | None = None,
+    longest: Callable[[int], int] | None = None,
 ) -> Integration:
     """Integrates dx/dtime = field(x, time) from X_s to X_t in equal steps, row by row.
 
@@ -146,6 +147,8 @@ def integrate(
         rule: a name in RULES.
         steps: the same number of steps for every row; or
         step_size: the longest step, so that shorter intervals take fewer evaluations.
+        longest: turns the largest number of steps here into that of all processes, for a field that every process has
+            to evaluate equally often; what is missing is evaluated on one row and dropped.
 
     Raises:
         ValueError: both or neither of `steps` and `step_size` given, or one of them not positive.
@@ -165,7 +168,10 @@ def integrate(
     def border(step: int, moving: int) -> tuple[Tensor, Tensor]:
         return start[:moving] + step * weights[:moving] * span[:moving], weights[:moving]
 
+    missing = 0 if longest is None else longest(int(counts[0])) - int(counts[0])
     result = _advance(field, x, span, counts, border, rule)
+    for _ in range(missing):
+        RULES[rule](_rows(field, slice(0, 1)), Step(x[:1], start[:1], span[:1]))
     return result if order is None else result.reordered(order.argsort())
 
 

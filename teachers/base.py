@@ -183,8 +183,7 @@ class Teacher(ABC):
         Raises:
             TeacherError: the family names no such layer.
         """
-        bare = getattr(network, "module", network)
-        bare = getattr(bare, "base", bare)  # an adapter's layers are those of the network it lies on
+        bare = bare_network(network)
         layer = self.feature_layer(bare)
         if layer is None:
             raise TeacherError(
@@ -268,6 +267,12 @@ class Teacher(ABC):
             if network is not None and not all(_is_on(value, place) for value in network.state_dict().values()):
                 network.to(place)
         return self
+
+
+def bare_network(network: nn.Module) -> Any:
+    """The network itself of one that is wrapped for several processes, or that an adapter lies on."""
+    bare = getattr(network, "module", network)
+    return getattr(bare, "base", bare)
 
 
 def _is_on(value: Any, device: torch.device) -> bool:

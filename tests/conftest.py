@@ -138,6 +138,12 @@ def start(tiny: Path) -> Command:
         process.communicate()
 
 
+@pytest.fixture
+def alone() -> dict[str, str]:
+    """Environment for a process that a test starts itself; see `environment`."""
+    return environment()
+
+
 def mfd() -> Sequence[str]:
     """The command, as a script would start it: the working folder is not on the import path."""
     return [sys.executable, "-c", "import sys; sys.path[:] = [p for p in sys.path if p]; "

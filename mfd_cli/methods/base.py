@@ -70,6 +70,8 @@ class Batch:
         update: student updates done.
         source: noise that the student's samples start from, where it is not this update's own.
         samples: the student's samples from `source`, where an earlier update made them.
+        longest: the largest of a number over all processes, where networks are sharded and every process has to call
+            them equally often; None where that is nobody's concern.
     """
 
     random: Stream
@@ -87,6 +89,7 @@ class Batch:
     update: int = 0
     source: Stream | None = None
     samples: Tensor | None = None
+    longest: Callable[[int], int] | None = None
 
     @property
     def real(self) -> Tensor:

@@ -121,5 +121,7 @@ class MeanFlowDistillation(Method):
         """D = U_phi - U_teacher [B, ...] at X_s over [s, t]."""
         solver, both = self.settings.solver, SideBySide(batch.auxiliary, batch.teacher)
         start = torch.stack([x_s, x_s], dim=1)
-        found = integrate(both, start, s, t, rule=solver.type, steps=solver.steps, step_size=solver.step_size)
+        found = integrate(
+            both, start, s, t, rule=solver.type, steps=solver.steps, step_size=solver.step_size, longest=batch.longest
+        )
         return found.average_velocity[:, 0] - found.average_velocity[:, 1]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mfd_cli.networks.sharding import local
+
 
 class AveragedNetwork:
     """A copy of a network whose weights follow the original's: w <- decay w + (1 - decay) w_now.
@@ -37,5 +39,7 @@ class AveragedNetwork:
 
 
 def _tensors(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Parameters as plain tensors on their present memory, which moving a network to a device replaces."""
-    return [value.detach() for value in parameters]
+    """Parameters, or this process's shards of them, as plain tensors on their present memory, which moving a network
+    to a device replaces.
+    """
+    return [local(value.detach()) for value in parameters]

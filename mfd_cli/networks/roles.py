@@ -18,6 +18,7 @@ from mfd_cli.config.schema import Optimizer as OptimizerSettings
 from mfd_cli.errors import MfdError
 from mfd_cli.networks.ema import AveragedNetwork
 from mfd_cli.networks.lora import SharedBase, enable_checkpointing
+from mfd_cli.networks.sharding import Sharding
 from mfd_cli.seeds import key
 from teachers.base import Teacher
 
@@ -72,12 +73,17 @@ class Role:
 
 @dataclass
 class Roles:
-    """Student and, where the method has one, auxiliary and critic; the averaged student if the recipe averages."""
+    """Student and, where the method has one, auxiliary and critic; the averaged student if the recipe averages.
+
+    `sharding` has put student, auxiliary and average, or the base that their adapters lie on, into shards; None where
+    every process holds them whole.
+    """
 
     student: Role
     auxiliary: Role | None
     average: AveragedNetwork | None
     critic: Role | None = None
+    sharding: Sharding | None = None
 
     def trained(self) -> list[Role]:
         """Every role there is, the student first."""
@@ -105,6 +111,7 @@ def build_roles(
     lora: Lora | None = None,
     checkpointing: bool = False,
     flow_map: bool = False,
+    sharding: Sharding | None = None,
 ) -> Roles:
     """Student and auxiliary, both starting as the teacher, with their optimizers.
 
@@ -120,13 +127,15 @@ def build_roles(
         lora: adapters on the teacher's own network instead of copies of it; None trains every weight.
         checkpointing: whether activations are computed anew in the backward pass.
         flow_map: whether the student is a flow map.
+        sharding: puts the networks into shards as soon as they are complete, so that none of them is whole on the
+            device; None leaves them whole.
 
     Raises:
         MfdError: the network takes no such adapters, cannot compute activations anew, or cannot become a flow map.
     """
     place = None
     if lora is None:
-        first = _start(teacher, seed).to(device)
+        first = _start(teacher, seed).to(device if sharding is None else "cpu")
         second = copy.deepcopy(first) if aux_updates else None
         if checkpointing:
             for network in (first, second):
@@ -136,6 +145,12 @@ def build_roles(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(key(seed, "flow map")[0] >> 1)
                 first = teacher.flow_map(first)
+        if sharding is not None:
+            if second is not None:
+                sharding.place(second)
+            if ema is not None:  # copied only now, so that fewer whole networks are in memory at once
+                place = sharding.place(copy.deepcopy(first))
+            sharding.place(first)
     else:
         assert not flow_map, "refused before anything is built"
         names = ["student", *(["aux"] if aux_updates else []), *(["ema"] if ema is not None else [])]
@@ -143,10 +158,13 @@ def build_roles(
         first, second, place = (shared.networks.get(name) for name in ("student", "aux", "ema"))  # type: ignore[assignment]
         if checkpointing:
             shared.checkpoint_activations()
+        if sharding is not None:
+            sharding.place(shared.base, [value for name in names for value in shared.parameters_of(name).values()])
     return Roles(
         build_role("student", first, student, updates),
         None if second is None or auxiliary is None else build_role("aux", second, auxiliary, aux_updates),
         AveragedNetwork(first, ema, place) if ema is not None else None,
+        sharding=sharding,
     )
 
 

@@ -11,9 +11,10 @@ from mfd_cli.config.schema import RecipeBase
 from mfd_cli.flow import time_grid, told_times
 from mfd_cli.methods.base import Batch, Method
 from mfd_cli.networks.roles import Role, Roles
+from mfd_cli.networks.sharding import Sharding
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.schedule import schedule_of
-from teachers.base import Teacher
+from teachers.base import Teacher, bare_network
 from teachers.conditions import Condition
 from teachers.guidance import AverageVelocityField, Evaluations, VelocityField
 
@@ -70,12 +71,10 @@ class Fields:
             told=self._told,
             one_step=self._one_step,
             student=self._student(student, condition),
-            auxiliary=None
-            if auxiliary is None
-            else VelocityField(teacher, auxiliary, condition, evaluations=counts["aux"]),
+            auxiliary=None if auxiliary is None else self._field(auxiliary, condition, 1.0, counts["aux"]),
             teacher=None
             if teacher.network is None
-            else VelocityField(teacher, teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
+            else self._field(teacher.network, condition, teacher.settings.guidance, counts["teacher"]),
             data=self._batches.states(drawn, part) if self._method.needs_data else None,
             frozen=self._student(roles.student.network, condition),
             average=None if roles.average is None else self._student(roles.average.network, condition),
@@ -83,6 +82,7 @@ class Fields:
             update=update,
             source=None if drawn == step else self._batches.stream(drawn, part),
             samples=self._kept.get((drawn, part)) if drawn != step else None,
+            longest=None if roles.sharding is None else roles.sharding.longest,
         )
 
     def keep(self, step: int, part: int, samples: Tensor | None) -> None:
@@ -94,10 +94,34 @@ class Fields:
         if samples is not None:
             self._kept[drawn, part] = samples.detach()
 
+    def _field(
+        self, network: nn.Module, condition: Condition, guidance: float, evaluations: Evaluations
+    ) -> VelocityField:
+        if self._roles.sharding is None:
+            return VelocityField(self._teacher, network, condition, guidance, evaluations)
+        return _ShardedField(self._roles.sharding, self._teacher, network, condition, guidance, evaluations)
+
     def _student(self, network: nn.Module, condition: Condition) -> Any:
         if self._method.flow_map:
             return AverageVelocityField(self._teacher, network, condition, self._counts["student"])
         return VelocityField(self._teacher, network, condition, evaluations=self._counts["student"])
+
+
+class _ShardedField(VelocityField):
+    """A field whose features can be differentiated although its network is in shards."""
+
+    def __init__(self, sharding: Sharding, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._sharding = sharding
+
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """As for any field."""
+        found = super().features(x, t)
+        if found.requires_grad:
+            bare = bare_network(self._network)
+            layer = self.teacher.feature_layer(bare) or ""
+            found.register_hook(lambda gradient: self._sharding.gather_around(bare, layer))
+        return found
 
 
 def _network(role: Role | None, *, bare: bool) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 The same noise, conditions and reference in every judgement, so figures of one run compare with each other; being of few
 samples, they compare with nothing else. No weight changes. Only the main process judges; what follows is shared.
+Sharded networks are sampled by all processes together, of which the others keep nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mfd_cli.inference.quality import Judge, judge_of
 from mfd_cli.inference.sampler import Sampler
 from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.metrics.uncertainty import Measured
+from mfd_cli.networks.sharding import gathered
 from mfd_cli.store.best import save_best
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import student_tensors
@@ -90,7 +92,7 @@ class QuickJudge:
             MfdError: the data have nothing to hold samples against, too few samples or too little
                 memory for it, or no such metric.
         """
-        if not self.settings.every or not self._workshop.accelerator.is_main_process:
+        if not self.settings.every or not self._samples:
             return
         try:
             self._beginning = self._found()
@@ -119,7 +121,7 @@ class QuickJudge:
             RunStopped: samples are not finite, or the disk is full.
         """
         self.last = None
-        if not self._workshop.accelerator.is_main_process:
+        if not self._samples:
             return None
         beginning, self._beginning = self._beginning, None
         try:
@@ -129,13 +131,29 @@ class QuickJudge:
         metric = self.settings.metric or next(iter(found))
         standing, best = judged(trainer.progress.standing, metric, found[metric], trainer.update)
         trainer.progress.standing = standing
-        if best:
-            workshop = self._workshop
-            tensors = student_tensors(workshop.roles.final(), workshop.teacher.carried())
-            save_best(self._run, workshop.student_config(trainer.update), tensors)
-            self._run.update_record(best=standing.record())
+        workshop, main = self._workshop, self._workshop.accelerator.is_main_process
+        if best if workshop.roles.sharding is None else self._mains(best):
+            tensors = gathered(student_tensors(workshop.roles.final(), workshop.teacher.carried()), keep=main)
+            if main:
+                save_best(self._run, workshop.student_config(trainer.update), tensors)
+                self._run.update_record(best=standing.record())
+        if not main:
+            return None
         self.last = Judgement(trainer.update, metric, found, standing, best)
         return self.last
+
+    @property
+    def _samples(self) -> bool:
+        """Whether this process takes part in sampling."""
+        return self._workshop.accelerator.is_main_process or self._workshop.roles.sharding is not None
+
+    def _mains(self, verdict: bool) -> bool:
+        """The main process's verdict, on every process: samples of other devices may differ by rounding."""
+        accelerator = self._workshop.accelerator
+        if accelerator.num_processes == 1:
+            return verdict
+        flag = torch.tensor([float(accelerator.is_main_process and verdict)], device=accelerator.device)
+        return bool(accelerator.reduce(flag, reduction="sum").item() > 0)
 
     def over(self, standing: Standing) -> bool:
         """Whether the recipe's patience is at its end, by this process's knowledge."""
@@ -144,11 +162,7 @@ class QuickJudge:
 
     def over_anywhere(self, standing: Standing) -> bool:
         """The same, agreed between processes, of which only the main one judges."""
-        accelerator = self._workshop.accelerator
-        if self.settings.patience is None or accelerator.num_processes == 1:
-            return self.over(standing)
-        flag = torch.tensor([float(accelerator.is_main_process and self.over(standing))], device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum").item() > 0)
+        return self.settings.patience is not None and self._mains(self.over(standing))
 
     def _found(self) -> dict[str, Measured]:
         """Every metric of the student as it would be saved now."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mfd_cli.networks.sharding import whole
+
 #: samples that are compared with each other, and the distance below which two are one, in units of their spread
 _COMPARED, _SAME = 64, 1e-3
 
@@ -67,6 +69,6 @@ def fingerprint(parameters: Sequence[nn.Parameter]) -> list[float]:
     """Two sums over all weights that change when any of them does, for all practical purposes."""
     if not parameters:
         return [0.0, 0.0]
-    sums = torch.stack([value.detach().double().sum() for value in parameters])
+    sums = torch.stack([whole(value.detach().double().sum()) for value in parameters])
     places = torch.arange(1, len(sums) + 1, dtype=torch.float64, device=sums.device)
     return [float(sums.sum()), float((sums * places).sum())]

@@ -95,3 +95,13 @@ def _no_states(recipe: Any, why: str) -> MfdError:
         allowed="a data source with samples, or a method that needs none: mfd, diff-instruct, and dmd2 with "
         "method.adversarial=null",
     )
+
+
+def refuse_sharded(recipe: Any) -> None:
+    """Raises MfdError for what cannot be done with networks in shards."""
+    for name, block in (("student", recipe.optim.student), ("aux", getattr(recipe.optim, "aux", None))):
+        if block is not None and block.type == "adamw8bit":
+            raise MfdError(
+                f"optim.{name}.type adamw8bit with sharded networks: its moments are kept in blocks of whole tensors",
+                allowed="adamw, adam: their moments are in shards as well",
+            )

@@ -16,7 +16,7 @@ _TITLE, _MARGIN, _INK = 14, 12, (25, 25, 25)  # font size, pixels, colour
 
 
 def save_preview(
-    path: Path,
+    path: Path | None,
     teacher: Sampler | None,
     student: Sampler,
     data: Data,
@@ -27,7 +27,7 @@ def save_preview(
     """Draws teacher (its own steps and the student's) and student from the same noise.
 
     Args:
-        path: PNG to write.
+        path: PNG to write; None on a process that only takes part in sampling sharded networks.
         teacher: the teacher, guided and stepped as its settings say, if there is one.
         student: the student as it would be saved now.
         data: for the target's modes and, with points, its samples.
@@ -51,6 +51,8 @@ def save_preview(
         count=count, seed=_SEED, modes=data.modes(), target=target,
     )  # fmt: skip
     student.network.train(training)
+    if path is None:
+        return
     path.parent.mkdir(exist_ok=True)
     title = quality or f"update {update}"
     save_png(

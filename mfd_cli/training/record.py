@@ -26,6 +26,7 @@ def facts(workshop: Workshop) -> dict[str, Any]:
         "versions": _versions(),
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
+        "sharded": workshop.roles.sharding is not None,
         "threads": torch.get_num_threads(),
         "parameters": sum(value.numel() for value in workshop.roles.student.network.parameters()),
     }

@@ -18,6 +18,7 @@ from mfd_cli.inference.benchmark import device_name
 from mfd_cli.inference.memory import peak_memory_mb, reset_peak, total_memory_mb
 from mfd_cli.store.files import free_bytes, human
 from mfd_cli.store.layout import RUNS
+from mfd_cli.training import strategy
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.folder import describe
 from mfd_cli.training.preflight import refuse_missing
@@ -106,6 +107,11 @@ def rehearse(
     Raises:
         MfdError: what would stop the run itself, memory that does not suffice among it.
     """
+    if strategy.asked() is not None:
+        raise MfdError(
+            "--dry-run with an accelerate config of shards: a dry run measures whole networks in one process",
+            do="run it without `accelerate launch`; docs/scale.md says what shards need",
+        )
     result = Rehearsal(describe(loaded.recipe), advice=savings(loaded.recipe), say=say)
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     with _measured(result, "load", 1, place):

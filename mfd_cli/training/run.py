@@ -13,6 +13,7 @@ import torch
 from mfd_cli.config.load import LoadedRecipe, dump, load_recipe
 from mfd_cli.errors import Interrupted, MfdError, RunStopped
 from mfd_cli.inference.benchmark import closing_report
+from mfd_cli.networks.sharding import gathered
 from mfd_cli.store.best import prune_best
 from mfd_cli.store.checkpoint import Checkpoint, set_aside_after
 from mfd_cli.store.files import remove_leftovers, write_bytes, write_json
@@ -149,12 +150,13 @@ class Session:
             raise self._interrupted() from None
 
     def _finish(self) -> None:
+        workshop, update = self.workshop, self.trainer.update
+        tensors = gathered(student_tensors(workshop.roles.final(), workshop.teacher.carried()), keep=self.main)
         if self.main:
-            workshop, update = self.workshop, self.trainer.update
-            tensors = student_tensors(workshop.roles.final(), workshop.teacher.carried())
             save_student(self.run.student, workshop.student_config(update), tensors)
             self.reporter.saved("student", self.run.student)
-            self._preview()
+        self._preview()
+        if self.main:
             with self._doing("the closing check"):
                 report = self._closing_report()
             if report is not None:
@@ -234,11 +236,12 @@ class Session:
     def _checkpoint(self) -> None:
         trainer, workshop = self.trainer, self.workshop
         progress = trainer.snapshot()  # gathers counts from every process
+        parts = checkpoints.collect(workshop.roles, keep=self.main)
         if self.main:
             if self._metrics is not None:
                 self._metrics.sync()  # no line before a checkpoint is lost with the power
             path = checkpoints.save(
-                self.run.checkpoints, roles=workshop.roles, progress=progress, update=trainer.update,
+                self.run.checkpoints, parts=parts, progress=progress, update=trainer.update,
                 inside=trainer.inside, student=workshop.student_config(trainer.update), keep=workshop.recipe.log.keep,
             )  # fmt: skip
             self.run.update_record(**self._position())
@@ -247,19 +250,24 @@ class Session:
         workshop.accelerator.wait_for_everyone()
 
     def _preview(self) -> None:
-        if self.main:
-            path = self.run.previews / f"update-{self.trainer.update:06d}.png"
+        if self.main or self.workshop.roles.sharding is not None:  # shards are sampled by all processes together
+            path = self.run.previews / f"update-{self.trainer.update:06d}.png" if self.main else None
             teacher, student = self.workshop.samplers()
             num, update, judged = self.workshop.recipe.log.preview_num, self.trainer.update, self.judge.last
             quality = judged.text() if judged is not None and judged.update == update else None
             with self._doing("a preview"):
                 save_preview(path, teacher, student, self.workshop.data, update, num, quality)
             self.workshop.teacher.rest()
-            self.reporter.saved("preview", path)
+            if path is not None:
+                self.reporter.saved("preview", path)
 
     def _closing_report(self) -> dict[str, Any] | None:
         recipe = self.workshop.recipe
         if not recipe.evaluate.num:
+            return None
+        if self.workshop.roles.sharding is not None:
+            # the speed of shards says nothing of the student's, and how often it is timed differs by process
+            self.reporter.note(f"no closing check of sharded networks: `mfd benchmark {self.run.root}` makes it")
             return None
         teacher, student = self.workshop.samplers()
         return closing_report(

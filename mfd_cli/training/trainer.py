@@ -8,6 +8,7 @@ number. So a checkpoint is weights, moments and that number, and no preview or r
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mfd_cli.config.schema import RecipeBase
 from mfd_cli.methods.base import Loss, Method
 from mfd_cli.networks.roles import Role, Roles
+from mfd_cli.networks.sharding import is_sharded, local, whole
 from mfd_cli.seeds import key
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
@@ -38,7 +40,7 @@ class Progress:
         step: optimizer updates of both roles done.
         seconds: time spent in steps.
         evaluations: forward passes by role ("student", "aux", "teacher"), one per row, over all processes.
-        pending: values noted since the last line of metrics, by name.
+        pending: for each process, the values that it noted since the last line of metrics, by name.
         guards: what guards remember.
         standing: how the run stands in its quick judgements.
     """
@@ -46,7 +48,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     evaluations: dict[str, int] = field(default_factory=lambda: {"student": 0, "aux": 0, "teacher": 0})
-    pending: dict[str, list[float]] = field(default_factory=dict)
+    pending: list[dict[str, list[float]]] = field(default_factory=list)
     guards: Memory = field(default_factory=Memory)
     standing: Standing = field(default_factory=Standing)
 
@@ -59,6 +61,16 @@ class Progress:
         """
         guards, standing = Memory(**state.get("guards", {})), Standing(**state.get("standing", {}))
         return cls(**state | {"guards": guards, "standing": standing})
+
+    def noted(self, process: int, processes: int) -> dict[str, list[float]]:
+        """The pending values of one process; where their number has changed, the mean of those there were."""
+        if len(self.pending) == processes:
+            return self.pending[process]
+        names = self.pending[0] if self.pending else {}
+        return {
+            name: [statistics.fmean(row) for row in zip(*(each[name] for each in self.pending), strict=True)]
+            for name in names
+        }
 
 
 class Trainer:
@@ -91,7 +103,7 @@ class Trainer:
         self._counts = {name: Evaluations() for name in self.progress.evaluations}
         self._noted = {
             name: [torch.tensor(value, device=accelerator.device) for value in values]
-            for name, values in self.progress.pending.items()
+            for name, values in self.progress.noted(accelerator.process_index, accelerator.num_processes).items()
         }
         self._fields = Fields(recipe, method, teacher, roles, batches, self._counts)
         self.guards = Guards(
@@ -99,7 +111,8 @@ class Trainer:
             fresh=progress is None,
         )  # fmt: skip
         for role in roles.trained():
-            role.wrapped = accelerator.prepare(role.network)
+            # a sharded network shares its gradients by itself
+            role.wrapped = role.network if any(map(is_sharded, role.parameters)) else accelerator.prepare(role.network)
             # a network that a teacher has just fitted may still hold a gradient, which the first step would add to
             role.optimizer.zero_grad(set_to_none=True)
 
@@ -157,6 +170,8 @@ class Trainer:
             if is_student:
                 self._after_student(done + 1)
             self._note(learning[0].name, loss, norms[0], rates[0])
+        if self.roles.sharding is not None:
+            self.roles.sharding.settle()
         self.progress.step += 1
         return verdict.stop
 
@@ -166,8 +181,8 @@ class Trainer:
             roles.average.update(updates)
         if roles.auxiliary is not None:
             self.method.align(
-                [value.detach() for value in roles.student.parameters],
-                [value.detach() for value in roles.auxiliary.parameters],
+                [local(value.detach()) for value in roles.student.parameters],
+                [local(value.detach()) for value in roles.auxiliary.parameters],
             )
 
     def metrics(self) -> dict[str, Any]:
@@ -189,8 +204,17 @@ class Trainer:
     def snapshot(self) -> Progress:
         """Where the run stands, over all processes, for a checkpoint."""
         self._gather_counts()
-        pending = {name: torch.stack(values).tolist() for name, values in self._noted.items()}
-        return replace(self.progress, evaluations=dict(self.progress.evaluations), pending=pending)
+        return replace(self.progress, evaluations=dict(self.progress.evaluations), pending=self._pending())
+
+    def _pending(self) -> list[dict[str, list[float]]]:
+        """What every process has noted since the last line of metrics."""
+        values = [torch.stack(entries) for entries in self._noted.values()]
+        if not values:
+            return []
+        together = torch.cat(values)
+        rows = self.accelerator.gather(together).reshape(-1, len(together)).cpu()
+        sizes = [len(entries) for entries in values]
+        return [{name: part.tolist() for name, part in zip(self._noted, row.split(sizes), strict=True)} for row in rows]
 
     def _seed_networks(self, step: int) -> None:
         """Makes the randomness of networks that have their own, such as dropout, a function of the step as well."""
@@ -265,7 +289,8 @@ def _mean(losses: list[Loss]) -> Loss:
 
 def _clip(parameters: list[nn.Parameter], largest: float | None) -> Tensor:
     """Global gradient norm before clipping; gradients are scaled down to `largest` if it is given."""
-    norm = torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None], foreach=True)
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
     if largest is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

@@ -18,8 +18,9 @@ from mfd_cli.inference.sampler import Sampler, teacher_sampler
 from mfd_cli.methods.base import Method
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Role, Roles, build_role, build_roles
+from mfd_cli.networks.sharding import Sharding, is_sharded
 from mfd_cli.seeds import key
-from mfd_cli.training import preflight
+from mfd_cli.training import preflight, strategy
 from mfd_cli.training.batches import Batches
 from mfd_cli.training.fields import Fields
 from mfd_cli.training.schedule import schedule_of
@@ -132,24 +133,16 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
         TeacherError: weights or data are missing or do not fit.
     """
     recipe: Any = loaded.recipe
-    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if device is not None and device not in here:
-        raise MfdError(f"--device {device}: not here", allowed=" or ".join(here))
     require_trackers(recipe.log.trackers)
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
-    mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
-    # Accelerate keeps the first device and precision of a process for good; a second run may want others
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    accelerator, sharding = _processes(recipe, device)
     family: Any = teacher_registry.get(recipe.teacher.type)
     source: Any = data_registry.get(recipe.data.type)
     method = methods.get(recipe.method.type)(recipe.method)
     preflight.refuse_contradictions(
         recipe, method, source, processes=accelerator.num_processes, teacherless=loaded.teacherless
     )
+    if sharding is not None:
+        preflight.refuse_sharded(recipe)
     if not random_weights and not loaded.teacherless:
         preflight.refuse_missing(recipe)
     if loaded.teacherless:
@@ -165,11 +158,36 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
     if method.needs_data:
         preflight.require_states(recipe, data)
     roles = build_roles(
-        teacher.to(accelerator.device), recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
+        teacher.to(accelerator.device) if sharding is None else teacher,
+        recipe.optim.student, getattr(recipe.optim, "aux", None), seed=recipe.seed,
         updates=recipe.train.updates, aux_updates=schedule_of(method).aux_total(recipe.train.updates),
         ema=recipe.train.ema, device=accelerator.device, lora=recipe.student.adapters,
-        checkpointing=recipe.train.checkpointing, flow_map=method.flow_map,
+        checkpointing=recipe.train.checkpointing, flow_map=method.flow_map, sharding=sharding,
     )  # fmt: skip
+    if sharding is not None:
+        for network in (teacher.network, teacher.weak):
+            if network is not None and not any(map(is_sharded, network.parameters())):  # adapters' base already is
+                sharding.place(network)
+        teacher.to(accelerator.device)
     workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
     roles.critic = workshop.critic()
     return workshop
+
+
+def _processes(recipe: Any, device: str | None) -> tuple[Accelerator, Sharding | None]:
+    """Devices and processes, and how networks are cut among them, if an accelerate config says so."""
+    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if device is not None and device not in here:
+        raise MfdError(f"--device {device}: not here", allowed=" or ".join(here))
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    mixed = {"fp32": "no", "bf16": "bf16"}[recipe.train.precision]
+    # Accelerate keeps the first device and precision of a process for good; a second run may want others
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    plugin = strategy.asked()
+    with strategy.plain_processes():
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu", device_placement=False)
+    strategy.require_processes(accelerator.num_processes)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator, strategy.sharding(plugin, accelerator.device, accelerator.num_processes)

@@ -54,6 +54,9 @@ class TransitionNetwork(nn.Module):
         ValueError: sizes that do not fit each other.
     """
 
+    #: methods that are called from outside as `forward` is; a network in shards has to know them
+    forward_methods = ("with_and_without_history",)
+
     def __init__(
         self,
         channels: int = 16,

@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from mfd_cli.errors import MfdError
+from mfd_cli.errors import Interrupted, MfdError
 from mfd_cli.store.checkpoint import newest_valid
 from mfd_cli.store.layout import RunFolder
 from mfd_cli.store.student import read_student
 from mfd_cli.training import launch as module
 from mfd_cli.training.run import distill
+from mfd_cli.training.trainer import Progress, Trainer
 
 TWO = ("--processes", "2", "--device", "cpu")
 
-#: writes down what each process sees
+#: writes down what each process sees, and after every 10 updates the weights it holds
 LISTENING = """
 import os
+from mfd_cli.store.student import fingerprint
+from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.batches import Batches
 part = Batches.part
 def listening(batches, step, index):
@@ -31,6 +34,16 @@ def listening(batches, step, index):
         print(step, random.first, random.count, float(random.normal("z", (2,)).double().sum()), file=file)
     return random, condition
 Batches.part = listening
+step = Trainer.step
+def weighed(trainer, stop=False):
+    told = step(trainer, stop)
+    if trainer.progress.step % 10 == 0:
+        roles = trainer.roles
+        networks = [*(role.network for role in roles.trained()), roles.average.network]
+        with open(f"weights-{os.environ.get('RANK', '0')}.txt", "a") as file:
+            print(trainer.progress.step, *(fingerprint(network.state_dict()) for network in networks), file=file)
+    return told
+Trainer.step = weighed
 """
 
 #: rank 1 meets a NaN in the fourth student step
@@ -93,10 +106,12 @@ def seen(rank: int) -> dict[int, tuple[int, int, float]]:
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_student_of_one(start: Any) -> None:
-    out, told = start("distill", "tiny.yaml", "-o", "two", *TWO, plugin=LISTENING).communicate(timeout=120)
+    longer = "train.updates=10"
+    process = start("distill", "tiny.yaml", "-o", "two", *TWO, *settings(longer), plugin=LISTENING)
+    out, told = process.communicate(timeout=240)
     two = RunFolder(Path("two"))
     assert two.is_run(), told
-    one = distill("tiny.yaml", output="one")
+    one = distill("tiny.yaml", output="one", overrides=[longer])
     assert two.read_record()["processes"] == 2
     assert two.read_record()["evaluations"] == one.read_record()["evaluations"]
     mine, theirs = read_student(one.root).weights, read_student(two.root).weights
@@ -111,10 +126,12 @@ def test_two_processes_end_with_the_student_of_one(start: Any) -> None:
     # what the processes saw together is what one sees
     from mfd_cli.seeds import Stream
 
-    for step in range(18):
+    for step in range(30):
         (start_0, count_0, sum_0), (start_1, count_1, sum_1) = seen(0)[step], seen(1)[step]
         assert (start_0, count_0, start_1, count_1) == (0, 8, 8, 8)
         assert sum_0 + sum_1 == pytest.approx(float(Stream(0, step, 0, 16).normal("z", (2,)).double().sum()))
+    weights = [Path(f"weights-{rank}.txt").read_text() for rank in (0, 1)]
+    assert weights[0] == weights[1] and [line.split()[0] for line in weights[0].splitlines()] == ["10", "20", "30"]
     assert out.count("two/student/model.safetensors") == 1 and "Traceback" not in told
 
 
@@ -168,6 +185,13 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
     with pytest.raises(MfdError, match=r"train\.batch_size 16 cannot be shared by 3 processes"):
         distill("tiny.yaml")
+
+
+def test_values_noted_by_one_number_of_processes_are_shared_by_another() -> None:
+    progress = Progress(pending=[{"loss": [1.0, 2.0], "lr": [0.5]}, {"loss": [3.0, 6.0], "lr": [0.5]}])
+    assert progress.noted(1, 2) == {"loss": [3.0, 6.0], "lr": [0.5]}
+    assert progress.noted(0, 1) == progress.noted(2, 3) == {"loss": [2.0, 4.0], "lr": [0.5]}
+    assert Progress().noted(1, 2) == {}
 
 
 class Rank:
@@ -234,4 +258,50 @@ def test_a_signal_to_one_rank_alone_stops_both_at_the_same_step(start: Any) -> N
     assert found is not None and not damaged
     stopped = {Path(f"stopped-{rank}.txt").read_text() for rank in (0, 1)}
     assert stopped == {str(found.state["progress"]["step"])}
-    assert RunFolder(Path("runs/tiny")).read_record()["status"] == "interrupted"
+    run = RunFolder(Path("runs/tiny"))
+    assert run.read_record()["status"] == "interrupted"
+    # one process goes on where two have stopped
+    distill("tiny.yaml", resume=True)
+    assert_close(distill("tiny.yaml", output="whole"), run)
+
+
+def assert_close(one: RunFolder, two: RunFolder) -> None:
+    """The last checkpoints hold the same weights and moments, as far as rounding goes."""
+    last, other = (newest_valid(run.checkpoints)[0] for run in (one, two))
+    assert last is not None and other is not None and last.path.name == other.path.name
+    for part in ("student", "aux", "ema", "optim"):
+        mine, theirs = last.tensors(part), other.tensors(part)
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_has_stopped_whatever_a_kill_left(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leftovers at the very steps that are saved next: nobody waits for anybody who met them."""
+    every = settings("log.checkpoint_every=2", "log.every=4")
+    original = Trainer.run
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(
+            Trainer, "run", lambda trainer, border, stop: original(trainer, border, lambda: trainer.progress.step >= 7)
+        )
+        distill("tiny.yaml", overrides=every[1::2])
+    checkpoints = Path("runs/tiny/checkpoints")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["update-000002", "update-000002.2"]
+    for name in ("update-000004", ".update-000004.0123abcd", ".update-000006.old", "update-000006"):
+        (checkpoints / name).mkdir()
+        (checkpoints / name / "student.safetensors").write_bytes(b"cut")
+    process = start("distill", "tiny.yaml", *TWO, *every, "--resume")
+    _, told = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert "continues from update-000002.2" in told and "Traceback" not in told
+    run, whole = RunFolder(Path("runs/tiny")), distill("tiny.yaml", output="whole", overrides=every[1::2])
+    assert_close(whole, run)
+    assert not list(run.root.rglob(".*")), "nothing hidden stays"
+    # what one process had noted since its last line is in the line that two write
+    for line, other in zip(
+        *([json.loads(text) for text in each.metrics.read_text().splitlines()] for each in (whole, run)), strict=True
+    ):
+        assert line.keys() == other.keys() and line["loss"] == pytest.approx(other["loss"], rel=1e-3)
