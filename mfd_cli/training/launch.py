@@ -38,30 +38,43 @@ def launch(arguments: Sequence[str], processes: int, *, cpu: bool) -> int:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
     } | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "mfd_cli", *arguments],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=None if rank == 0 else subprocess.DEVNULL,
-        )
-        for rank in range(processes)
-    ]
+    ranks: list[subprocess.Popen[bytes]] = []
+    told: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        # a terminal's Ctrl-C reaches the ranks by itself; one sent to this process alone does not
-        for rank in ranks:
-            if rank.poll() is None and (number != signal.SIGINT or not sys.stdin.isatty()):
-                rank.send_signal(number)
+        told.append(number)
+        for started in ranks:
+            _tell(started, number)
 
+    # before the first rank: a signal while they are being started must leave none behind
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for rank in range(processes):
+            told_before = len(told)
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "mfd_cli", *arguments],
+                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                )
+            )
+            if len(told) > told_before:  # it was not in the list yet
+                _tell(ranks[-1], told[-1])
+            if told:
+                break
         return _wait(ranks)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
+        for started in ranks:
+            if started.poll() is None:
+                started.kill()
+
+
+def _tell(rank: subprocess.Popen[bytes], number: int) -> None:
+    # a terminal's Ctrl-C reaches the ranks by itself; one sent to this process alone does not
+    if rank.poll() is None and (number != signal.SIGINT or not sys.stdin.isatty()):
+        rank.send_signal(number)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:

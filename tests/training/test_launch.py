@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -227,6 +228,25 @@ def test_a_rank_that_hangs_after_another_failed_is_killed(monkeypatch: pytest.Mo
 def test_the_rank_that_failed_first_says_why_the_job_ended() -> None:
     assert module._wait([Rank(1, polls=3), Rank(3)]) == 3  # type: ignore[list-item]
     assert module._wait([Rank(0), Rank(-11), Rank(1, polls=3)]) == 139  # type: ignore[list-item]
+
+
+def test_a_signal_while_ranks_are_being_started_reaches_them_and_no_more_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class Starting(Rank):
+        def __init__(self, command: list[str], **how: Any) -> None:
+            super().__init__(None)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)  # before the caller knows this rank
+
+        def send_signal(self, number: int) -> None:
+            self.code, self.left = -number, 0
+
+    monkeypatch.setattr(module.subprocess, "Popen", Starting)
+    before = signal.getsignal(signal.SIGTERM)
+    assert module.launch(["distill", "toy"], 2, cpu=True) == 143
+    assert len(started) == 1 and not started[0].killed
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
