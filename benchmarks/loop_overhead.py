@@ -186,7 +186,7 @@ def breakdown(trainer: Trainer, steps: int, clock: Clock = time.perf_counter) ->
         (trainer.accelerator, "backward", "network and loss, backward"),
         (Stream, "normal", "noise"),
         (Stream, "uniform", "noise"),
-        (Batches, "part", "items and conditions"),
+        (Batches, "condition", "items and conditions"),
         (VelocityField, "__call__", "guidance and counting"),
         (VelocityField, "rows", "guidance and counting"),
         (mfd_cli.methods.mfd, "integrate", "solver arithmetic"),

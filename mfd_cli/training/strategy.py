@@ -1,5 +1,8 @@
 """What an accelerate config asks for: processes that hold networks whole (DDP), or in shards (FSDP2).
 
+A config of DeepSpeed's ZeRO asks for the same shards in other words and gets them by FSDP2: DeepSpeed itself would take
+over optimizers, backward passes and checkpoints.
+
 `accelerate launch` hands its config to processes as environment variables, which are read here once. mfd shards its
 networks itself (`mfd_cli.networks.sharding`), since Accelerate prepares one model with one optimizer, and a run has up
 to four networks of which some are never trained; so Accelerate is told of plain data-parallel processes in any case.
@@ -26,7 +29,13 @@ _STRANGE = {
     "ACCELERATE_USE_TP": "tensor parallelism",
 }
 #: what Accelerate would read of its config and the recipe decides instead
-_OURS = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}
+_OURS = {
+    "ACCELERATE_USE_FSDP": "false",
+    "ACCELERATE_USE_DEEPSPEED": "false",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+}
+#: what is read of a DeepSpeed config
+_ZERO = ("config_file", "zero_stage", "offload_optimizer_device", "offload_param_device")
 
 
 def asked() -> Any | None:
@@ -36,11 +45,7 @@ def asked() -> Any | None:
         MfdError: the config asks for a strategy, or a setting of FSDP2, that mfd does not have.
     """
     if _on("ACCELERATE_USE_DEEPSPEED"):
-        raise MfdError(
-            "accelerate config: DeepSpeed, which mfd does not use",
-            allowed="FSDP2, which shards the same: fsdp_reshard_after_forward: false as ZeRO-2, true as ZeRO-3",
-            do=f"distributed_type: FSDP with fsdp_version: 2; {_CONFIG}",
-        )
+        return _zero()
     for variable, name in _STRANGE.items():
         if _on(variable):
             raise MfdError(f"accelerate config: {name}", allowed="plain processes (DDP) or FSDP2", do=_CONFIG)
@@ -114,6 +119,33 @@ def _parts(plugin: Any, network: nn.Module) -> Any:
             f"accelerate config: fsdp_transformer_layer_cls_to_wrap: {error}", allowed=", ".join(kinds)
         ) from error
     return policy or (lambda module: False)
+
+
+def _zero() -> Any | None:
+    """FSDP2's plugin that shards as the config's ZeRO stage does; None for stage 0."""
+    given = {key: os.environ.get(f"ACCELERATE_DEEPSPEED_{key.upper()}", "none").lower() for key in _ZERO}
+    if given["config_file"] != "none":
+        raise MfdError(
+            "accelerate config: deepspeed_config_file, which mfd does not read",
+            allowed="deepspeed_config: {zero_stage: 2} or 3 in the accelerate config itself",
+        )
+    for key in ("offload_optimizer_device", "offload_param_device"):
+        if given[key] != "none":
+            raise MfdError(
+                f"accelerate config: {key}: {given[key]}",
+                allowed="none; optim type adamw8bit or student.weights: lora need less memory",
+            )
+    stage = given["zero_stage"].replace("none", "2")
+    if stage not in ("0", "1", "2", "3"):
+        raise MfdError(f"accelerate config: zero_stage: {stage}", allowed="0, 1, 2, 3")
+    if stage == "0":
+        return None
+    from accelerate import FullyShardedDataParallelPlugin
+
+    # weights gathered until the step's end are the nearest that FSDP2 has to ZeRO-1 and ZeRO-2
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, reshard_after_forward=stage == "3", auto_wrap_policy="transformer_based_wrap"
+    )
 
 
 def _refuse_settings(plugin: Any) -> None:

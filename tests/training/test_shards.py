@@ -34,6 +34,8 @@ CASES = {
     "flow map, forward mode": ("tiny.yaml", ["method.type=ayf", "method.tangent.warmup=2", "train.updates=3"]),
     "adapters": ("sana-tiny", [*ADAPTERS, "train.checkpointing=true"]),
     "blocks": ("sana-tiny", [*ADAPTERS, "student={weights: full}", "optim.student.lr=1e-4", "optim.aux.lr=1e-4"]),
+    "ZeRO-2": ("tiny.yaml", ["train.updates=3"]),
+    "ZeRO-3": ("tiny.yaml", ["train.updates=3"]),
 }
 STOP = 7
 
@@ -78,6 +80,9 @@ except Interrupted:
 story.Trainer.run = begun
 story.distill("tiny.yaml", output="begun-whole", overrides=busy, device="cpu", resume=True)
 for name, (recipe, overrides) in cases.items():
+    if name.startswith("ZeRO"):  # what `accelerate launch` sets of a DeepSpeed config
+        os.environ.pop("ACCELERATE_USE_FSDP", None)
+        os.environ.update(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE=name[-1])
     story.distill(recipe, output=f"shards/{name}", overrides=overrides, device="cpu")
 with open(f"told-{os.environ['RANK']}.json", "w") as file:
     json.dump({"counts": counts, "kinds": kinds}, file)
@@ -155,8 +160,9 @@ def test_shards_are_a_matter_of_memory_alone(alone: dict[str, str], monkeypatch:
     first, second = (json.loads(Path(f"told-{rank}.json").read_text()) for rank in (0, 1))
     assert any(mine != theirs for mine, theirs in zip(first["counts"], second["counts"], strict=True))
     assert first["kinds"] == second["kinds"]
-    begun, resumed, critic, *_, adapters, blocks = first["kinds"].values()
-    assert begun == resumed == ["none", "shards", "shards"], "the exact mixture has no parameters"
+    begun, resumed, critic, *_, adapters, blocks, second_stage, third_stage = first["kinds"].values()
+    mixture = ["none", "shards", "shards"]  # the exact teacher has no parameters
+    assert begun == resumed == second_stage == third_stage == mixture
     assert critic == ["none", "shards", "shards", "whole"]
     assert adapters == ["mixed", "whole", "whole"], "the base in shards, adapters on every process"
     assert blocks == ["shards", "shards", "shards"]

@@ -50,7 +50,7 @@ def signalling(function: Callable[..., Any], number: signal.Signals, call: int, 
 
 MOMENTS = {
     "first preview": (story, "save_preview", 1),
-    "wait for data": (Batches, "part", 3),
+    "wait for data": (Batches, "condition", 3),
     "forward of the auxiliary": (MeanFlowDistillation, "auxiliary_loss", 4),
     "integration of the teacher": (MeanFlowDistillation, "direction", 2),
     "backward of the auxiliary": (Accelerator, "backward", 5),

@@ -10,11 +10,12 @@ import torch
 from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import MfdError
 from mfd_cli.training import strategy
+from mfd_cli.training.preflight import refuse_sharded
 from mfd_cli.training.rehearsal import rehearse
 from mfd_cli.training.run import distill
-from mfd_cli.training.workshop import _refuse_sharded
 from teachers.networks.dit import DiT
 
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -39,7 +40,10 @@ def test_without_a_config_networks_stay_whole(config: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("values", "found", "allowed"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed", "FSDP2, which shards the same"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file", "zero_stage: 2"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device: cpu", "none;"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "offload_optimizer_device: nvme", "none;"),
+        ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "4"}, "zero_stage: 4", "0, 1, 2, 3"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM", "FSDP2"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "a parallelism config", "FSDP2"),
         ({**FSDP, "FSDP_VERSION": "1"}, "FSDP version 1", "fsdp_version: 2"),
@@ -61,10 +65,25 @@ def test_what_mfd_does_not_have_is_refused(
 
 @pytest.mark.usefixtures("tiny")
 def test_a_refused_config_writes_nothing(config: pytest.MonkeyPatch, tiny: os.PathLike[str]) -> None:
-    setting(config, ACCELERATE_USE_DEEPSPEED="true")
-    with pytest.raises(MfdError, match="DeepSpeed"):
+    setting(config, ACCELERATE_USE_MEGATRON_LM="true")
+    with pytest.raises(MfdError, match="Megatron-LM"):
         distill("tiny.yaml")
     assert os.listdir() == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(("stage", "reshard"), [(None, False), ("1", False), ("2", False), ("3", True)])
+def test_a_zero_stage_is_shards_by_fsdp2(stage: str | None, reshard: bool, config: pytest.MonkeyPatch) -> None:
+    setting(config, **ZERO, **({} if stage is None else {"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}))
+    plugin = strategy.asked()
+    assert plugin is not None and plugin.fsdp_version == 2 and plugin.reshard_after_forward is reshard
+    with strategy.plain_processes():
+        assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "false"
+    assert os.environ["ACCELERATE_USE_DEEPSPEED"] == "true"
+
+
+def test_zero_stage_0_is_whole_networks(config: pytest.MonkeyPatch) -> None:
+    setting(config, **ZERO, ACCELERATE_DEEPSPEED_ZERO_STAGE="0")
+    assert strategy.asked() is None
 
 
 @pytest.mark.usefixtures("tiny")
@@ -129,6 +148,6 @@ def test_a_dry_run_measures_no_shards(config: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_moments_in_blocks_are_not_sharded() -> None:
-    _refuse_sharded(load_recipe("tiny.yaml").recipe)
+    refuse_sharded(load_recipe("tiny.yaml").recipe)
     with pytest.raises(MfdError, match=r"optim\.aux\.type adamw8bit"):
-        _refuse_sharded(load_recipe("tiny.yaml", ["optim.aux.type=adamw8bit"]).recipe)
+        refuse_sharded(load_recipe("tiny.yaml", ["optim.aux.type=adamw8bit"]).recipe)
