@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from teachers.arrays import read_arrays
 from teachers.base import Data, Teacher
 from teachers.conditions import Condition
 from teachers.errors import TeacherError
@@ -234,10 +233,9 @@ def read_images(path: Path) -> tuple[Tensor, Tensor]:
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"]
-            whole = labels.astype(np.int64)
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        images, labels = read_arrays(path, "images", "labels")
+        whole = labels.astype(np.int64)
+    except (ValueError, TypeError) as error:
         raise TeacherError(f"{path}: cannot be read ({error})", allowed="arrays `images` and `labels`") from error
     if labels.ndim != 1 or not np.array_equal(whole, labels):
         raise TeacherError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from teachers.errors import MfdError
 
 #: key of a safetensors header under which mfd keeps its JSON
 HEADER = "mfd"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 #: lists of weights that are stored in several files, and what such a file may be called
 _SHARDS, _SHARD = "*.safetensors.index*.json", re.compile(r"[\w.-]+\.safetensors")
 
@@ -31,6 +33,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+    odd = [name for name, value in tensors.items() if value.is_floating_point() and value.dtype not in _FLOATS]
+    if odd:
+        raise MfdError(
+            f"{path}: {odd[0]} is of type {str(tensors[odd[0]].dtype).removeprefix('torch.')}",
+            allowed="floating-point weights of 16, 32 or 64 bits",
+        )
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise MfdError(f"{path}: NaN or infinite values in {', '.join(bad[:5])}", do="use an earlier checkpoint")

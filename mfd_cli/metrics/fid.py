@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -17,6 +16,7 @@ from mfd_cli.metrics.features import DINOV2, Extractor, InceptionPatch, dinov2, 
 from mfd_cli.metrics.frechet import FrechetTo, Moments, moments, require_samples
 from mfd_cli.metrics.pictures import PictureDistance, PictureSettings
 from mfd_cli.metrics.uncertainty import Measured
+from teachers.arrays import read_arrays
 
 
 class FrechetSettings(PictureSettings):
@@ -137,9 +137,8 @@ class FdDinov2(_PictureFrechet):
 def _statistics(path: Path) -> Moments:
     """Mean and covariance from an .npz. Raises MfdError if they are not there."""
     try:
-        with np.load(path) as held:
-            mean, covariance = torch.from_numpy(held["mu"]).double(), torch.from_numpy(held["sigma"]).double()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mean, covariance = (torch.from_numpy(held).double() for held in read_arrays(path, "mu", "sigma"))
+    except (ValueError, TypeError) as error:
         raise MfdError(
             f"{path}: not readable ({error})", allowed="an .npz with arrays mu [F] and sigma [F, F]"
         ) from error

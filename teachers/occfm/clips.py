@@ -12,17 +12,16 @@ import json
 import os
 import shutil
 import uuid
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from teachers.arrays import read_arrays
 from teachers.errors import TeacherError
 from teachers.occfm.classes import CLASSES
 from teachers.occfm.pickles import read_pickle
@@ -371,9 +370,8 @@ def _no_clips(cache: Path, infos: Path, scenes: int, missing: int, skipped: int)
 
 def _read_labels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            labels = file["semantics"]
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
+        (labels,) = read_arrays(path, "semantics")
+    except ValueError as error:
         raise TeacherError(
             f"{path}: no readable labels ({error})",
             allowed="an npz file with `semantics`, as Occ3D-nuScenes has it",
