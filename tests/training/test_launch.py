@@ -28,13 +28,13 @@ import os
 from mfd_cli.store.student import fingerprint
 from mfd_cli.training.trainer import Trainer
 from mfd_cli.training.batches import Batches
-part = Batches.part
+stream = Batches.stream
 def listening(batches, step, index):
-    random, condition = part(batches, step, index)
+    random = stream(batches, step, index)
     with open(f"seen-{os.environ.get('RANK', '0')}.txt", "a") as file:
         print(step, random.first, random.count, float(random.normal("z", (2,)).double().sum()), file=file)
-    return random, condition
-Batches.part = listening
+    return random
+Batches.stream = listening
 step = Trainer.step
 def weighed(trainer, stop=False):
     told = step(trainer, stop)
