@@ -12,9 +12,9 @@ from torch import Tensor
 from mfd_cli.errors import MfdError
 from mfd_cli.metrics import weights
 from mfd_cli.metrics.contract import Against
-from mfd_cli.metrics.features import DINOV2, Extractor, InceptionPatch, dinov2, inception, inception_file
+from mfd_cli.metrics.features import DINOV2, Extractor, InceptionPatch, dinov2, inception_file
 from mfd_cli.metrics.frechet import FrechetTo, Moments, moments, require_samples
-from mfd_cli.metrics.pictures import PictureDistance, PictureSettings
+from mfd_cli.metrics.pictures import OnInception, OnModel, PictureDistance, PictureSettings
 from mfd_cli.metrics.uncertainty import Measured
 from teachers.arrays import read_arrays
 
@@ -80,7 +80,7 @@ class _PictureFrechet(PictureDistance):
         self._to = FrechetTo(self.named(self.figure), reference, self._num, self._seed)
 
 
-class Fid(_PictureFrechet):
+class Fid(OnInception, _PictureFrechet):
     """Fréchet Inception distance: on the 2048 features of TensorFlow's Inception of 2015-12-05.
 
     Source: Heusel et al. 2017 (arXiv 1706.08500).
@@ -88,16 +88,6 @@ class Fid(_PictureFrechet):
 
     Settings = FidSettings
     figure = "fid"
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        """Refuses missing weights, and a reference that is not there."""
-        inception_file(settings.type, settings.model)
-        super().check(settings)
-
-    def extractor(self, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
-        """FID's Inception."""
-        return inception(self.settings.type, self.settings.model, device)
 
 
 class PatchFid(Fid):
@@ -114,7 +104,7 @@ class PatchFid(Fid):
         return InceptionPatch(file, device), weights.identity(str(self.settings.model), file)
 
 
-class FdDinov2(_PictureFrechet):
+class FdDinov2(OnModel, _PictureFrechet):
     """Fréchet distance on the class tokens of DINOv2 ViT-L/14.
 
     Source: Stein et al. 2023 (arXiv 2306.04675).
@@ -122,12 +112,6 @@ class FdDinov2(_PictureFrechet):
 
     Settings = FdDinov2Settings
     figure = "fd_dinov2"
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        """Refuses missing weights, and a reference that is not there."""
-        weights.locate(settings.type, "model", settings.model)
-        super().check(settings)
 
     def extractor(self, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
         """DINOv2."""

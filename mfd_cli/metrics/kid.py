@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mfd_cli.errors import MfdError
 from mfd_cli.metrics import weights
-from mfd_cli.metrics.features import ClipFeatures, Extractor, inception, inception_file
+from mfd_cli.metrics.features import ClipFeatures, Extractor
 from mfd_cli.metrics.mmd import MmdTo, gaussian
-from mfd_cli.metrics.pictures import PictureDistance, PictureSettings
+from mfd_cli.metrics.pictures import OnInception, OnModel, PictureSettings
 from mfd_cli.metrics.uncertainty import Measured, from_deviations
 from mfd_cli.seeds import Stream
 
@@ -69,7 +69,7 @@ class KidSettings(PictureSettings):
     subset_size: int = Field(1000, ge=3, description="Pictures of each side in a subset.")
 
 
-class Kid(PictureDistance):
+class Kid(OnInception):
     """Kernel Inception distance: unbiased MMD with a cubic kernel on FID's features, mean over subsets.
 
     Source: Bińkowski et al. 2018 (arXiv 1801.01401).
@@ -77,16 +77,6 @@ class Kid(PictureDistance):
 
     Settings = KidSettings
     figure = "kid"
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        """Refuses missing weights, and a reference that is not there."""
-        inception_file(settings.type, settings.model)
-        super().check(settings)
-
-    def extractor(self, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
-        """FID's Inception."""
-        return inception(self.settings.type, self.settings.model, device)
 
     def require(self, num: int) -> None:
         """Refuses fewer pictures than a subset has."""
@@ -118,7 +108,7 @@ class CmmdSettings(PictureSettings):
     model: str = Field(CLIP_336, description="CLIP: a folder in transformers' layout, or a hub repository.")
 
 
-class Cmmd(PictureDistance):
+class Cmmd(OnModel):
     """CLIP MMD: 1000 times the biased MMD with a Gaussian kernel of bandwidth 10 on CLIP's embeddings.
 
     Source: Jayasumana et al. 2024 (arXiv 2401.09603).
@@ -126,12 +116,6 @@ class Cmmd(PictureDistance):
 
     Settings = CmmdSettings
     figure = "cmmd"
-
-    @classmethod
-    def check(cls, settings: Any) -> None:
-        """Refuses missing weights, and a reference that is not there."""
-        weights.locate(settings.type, "model", settings.model)
-        super().check(settings)
 
     def extractor(self, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
         """CLIP's tower of pictures."""

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mfd_cli.errors import MfdError
-from mfd_cli.metrics import images
+from mfd_cli.metrics import images, weights
 from mfd_cli.metrics.contract import TEACHER, Against, Batch, Distance, MetricSettings
-from mfd_cli.metrics.features import AT_ONCE, Extractor, features_of
+from mfd_cli.metrics.features import AT_ONCE, Extractor, features_of, inception, inception_file
 from mfd_cli.metrics.uncertainty import Measured
 
 
@@ -94,3 +94,27 @@ class PictureDistance(Distance):
     def details(self) -> dict[str, Any]:
         """Model, its weights, and the reference."""
         return {**self._model, "reference": self.settings.reference or "data", "reference_num": self._count}
+
+
+class OnInception(PictureDistance):
+    """A distance in the features of FID's Inception, whose settings name its weights as `model`."""
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Refuses missing weights, and a reference that is not there."""
+        inception_file(settings.type, settings.model)
+        super().check(settings)
+
+    def extractor(self, device: torch.device) -> tuple[Extractor, dict[str, Any]]:
+        """FID's Inception."""
+        return inception(self.settings.type, self.settings.model, device)
+
+
+class OnModel(PictureDistance):
+    """A distance in the features of a folder in transformers' layout, which its settings name as `model`."""
+
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Refuses missing weights, and a reference that is not there."""
+        weights.locate(settings.type, "model", settings.model)
+        super().check(settings)

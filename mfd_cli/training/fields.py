@@ -59,7 +59,7 @@ class Fields:
         """
         roles, teacher, counts = self._roles, self._teacher, self._counts
         random = self._batches.stream(step, part)
-        drawn = step if is_student else self._schedule.drawn(step, self._method.aux_reuse)
+        drawn = self._schedule.drawn(step)
         condition = self._batches.condition(drawn, part)
         # the role that learns is called through its wrapper, so that its gradients are shared between processes
         student = roles.student.wrapped if is_student else roles.student.network
@@ -87,9 +87,9 @@ class Fields:
 
     def keep(self, step: int, part: int, samples: Tensor | None) -> None:
         """Keeps the student's samples of an auxiliary update for those that share them."""
-        if self._method.aux_reuse == 1:
+        if self._schedule.reuse == 1:
             return
-        drawn = self._schedule.drawn(step, self._method.aux_reuse)
+        drawn = self._schedule.drawn(step)
         self._kept = {place: kept for place, kept in self._kept.items() if place[0] == drawn}
         if samples is not None:
             self._kept[drawn, part] = samples.detach()

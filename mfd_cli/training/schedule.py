@@ -14,10 +14,12 @@ class Schedule:
     Attributes:
         aux_updates: auxiliary updates of a cycle; 0 without an auxiliary.
         warmup: auxiliary updates that come before those of the first cycle.
+        reuse: auxiliary updates of a cycle in a row that share items, noise and samples.
     """
 
     aux_updates: int
     warmup: int = 0
+    reuse: int = 1
 
     @property
     def cycle(self) -> int:
@@ -57,11 +59,11 @@ class Schedule:
         update = self.update(step)
         return update if self.is_student(step) else step - update
 
-    def drawn(self, step: int, reuse: int) -> int:
-        """The auxiliary update whose samples this one learns from, if `reuse` of a cycle in a row share them."""
-        return step - self.inside(step) % reuse
+    def drawn(self, step: int) -> int:
+        """The step whose items and samples this one learns from: a student update's are its own."""
+        return step if self.is_student(step) else step - self.inside(step) % self.reuse
 
 
 def schedule_of(method: Method) -> Schedule:
     """The schedule that a method asks for."""
-    return Schedule(method.aux_updates, method.aux_warmup)
+    return Schedule(method.aux_updates, method.aux_warmup, method.aux_reuse)

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -244,8 +245,8 @@ class Trainer:
     def _check(self, loss: Loss, norms: list[Tensor], learning: list[Role], stop: bool) -> Verdict:
         """Asks the guards about an update that is computed, before it is made."""
         step = self.progress.step
-        drawn = step if self.is_student else self.schedule.drawn(step, self.method.aux_reuse)
-        return self.guards.inspect(loss, norms, learning, step, stop, items=lambda: self.batches.items(drawn))
+        items = partial(self.batches.items, self.schedule.drawn(step))
+        return self.guards.inspect(loss, norms, learning, step, stop, items=items)
 
     def _note(self, role: str, loss: Loss, norm: Tensor, rate: float) -> None:
         prefix = "" if role == "student" else "aux_"

@@ -38,7 +38,7 @@ def test_nothing_is_done_at_the_beginning() -> None:
 
 
 def test_updates_that_share_samples_are_those_of_one_cycle() -> None:
-    schedule = Schedule(5, 0)
-    assert [schedule.drawn(step, 2) for step in range(5)] == [0, 0, 2, 2, 4]
-    assert [schedule.drawn(step, 2) for step in range(6, 11)] == [6, 6, 8, 8, 10]
-    assert [schedule.drawn(step, 1) for step in range(5)] == list(range(5))
+    shared, alone = Schedule(5, 0, reuse=2), Schedule(5, 0)
+    assert [shared.drawn(step) for step in range(6)] == [0, 0, 2, 2, 4, 5], "the student's step has its own"
+    assert [shared.drawn(step) for step in range(6, 12)] == [6, 6, 8, 8, 10, 11]
+    assert [alone.drawn(step) for step in range(6)] == list(range(6))
