@@ -13,6 +13,7 @@ from mfd_cli.errors import MfdError, RunStopped
 from mfd_cli.store.checkpoint import Checkpoint, newest_valid, require_space
 from mfd_cli.store.files import is_unused, remove
 from mfd_cli.store.layout import RunFolder
+from mfd_cli.store.student import read_student
 
 #: keys that change nothing about the weights, so a resumed run may change them
 _HARMLESS = ("name", "log.", "guards.", "evaluate.", "train.threads")
@@ -75,14 +76,25 @@ def _resumed(run: RunFolder, recipe: LoadedRecipe) -> Plan:
             do=f"resume with `{resume_command(run)}`, or start anew with -o or --force",
         )
     record = run.read_record()
-    if record.get("status") == "finished":
+    lost = _lost_student(run) if record.get("status") == "finished" else None
+    if record.get("status") == "finished" and lost is None:
         return Plan(run, finished=True)
     checkpoint, passed_over = newest_valid(run.checkpoints, lambda found: _foreign(found, stored, record))
     if checkpoint is None:
         why = f" ({'; '.join(passed_over)})" if passed_over else ""
         raise MfdError(f"{run.root}: no checkpoint to resume from{why}", do="start again with --force")
-    notes = [f"passed over {text}" for text in passed_over]
+    notes = [f"the run is finished, but its student is lost: {lost}"] if lost else []
+    notes += [f"passed over {text}" for text in passed_over]
     return Plan(run, checkpoint, notes=(*notes, f"continues from {checkpoint.path.name}"))
+
+
+def _lost_student(run: RunFolder) -> str | None:
+    """What is wrong with a finished run's student; None if nothing is."""
+    try:
+        read_student(run.root)
+    except MfdError as error:
+        return error.found
+    return None
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

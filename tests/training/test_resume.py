@@ -199,6 +199,21 @@ def test_a_finished_run_says_so_and_nothing_changes() -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.root.rglob("*")} == before
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_lost_student_of_a_finished_run_is_written_again(damage: str) -> None:
+    folder, told = run("whole"), Notes()
+    weights = folder.student / "model.safetensors"
+    before, written = weights.read_bytes(), lines(folder)
+    if damage == "removed":
+        shutil.rmtree(folder.student)
+    else:
+        weights.write_bytes(before[:-1])
+    run("whole", resume=True, reporter=told)
+    assert told.texts[0].startswith("the run is finished, but its student is lost: whole")
+    assert weights.read_bytes() == before and lines(folder) == written
+    assert folder.read_record()["status"] == "finished"
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped("parts", 4, [], monkeypatch)
     with pytest.raises(MfdError) as caught:

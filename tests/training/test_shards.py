@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -120,26 +121,28 @@ def stopped(output: str, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
         distill("tiny.yaml", output=output, overrides=BUSY)
 
 
-def config() -> dict[str, Any]:
-    """The accelerate config of the documentation, for two CPU processes."""
+def config(kind: str) -> dict[str, Any]:
+    """The accelerate config of the documentation, for two processes."""
     blocks = SCALE.read_text("utf-8").split("```yaml\n")[1:]
-    (found,) = (block.split("```")[0] for block in blocks if "distributed_type: FSDP" in block)
-    return yaml.safe_load(found) | {"use_cpu": True, "num_processes": 2}
+    (found,) = (block.split("```")[0] for block in blocks if f"distributed_type: {kind}" in block)
+    return yaml.safe_load(found) | {"num_processes": 2}
+
+
+def launched(written: dict[str, Any], *arguments: str, env: dict[str, str]) -> None:
+    """`accelerate launch` with a config."""
+    Path("accelerate.yaml").write_text(yaml.safe_dump(written))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate.yaml", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_shards_are_a_matter_of_memory_alone(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("fsdp.yaml").write_text(yaml.safe_dump(config()))
     Path("script.py").write_text(SCRIPT)
     whole = distill("tiny.yaml", output="whole", overrides=BUSY)
     stopped("begun-whole", STOP, monkeypatch)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "fsdp.yaml", "script.py",
-         json.dumps([BUSY, CASES, STOP])],
-        capture_output=True, text=True, timeout=400, env=alone, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    launched(config("FSDP") | {"use_cpu": True}, "script.py", json.dumps([BUSY, CASES, STOP]), env=alone)
     # begun in shards by two processes, continued whole by one, and the reverse
     in_shards = RunFolder(Path("begun-in-shards"))
     assert in_shards.read_record()["sharded"] and in_shards.read_record()["processes"] == 2
@@ -166,3 +169,22 @@ def test_shards_are_a_matter_of_memory_alone(alone: dict[str, str], monkeypatch:
     assert critic == ["none", "shards", "shards", "whole"]
     assert adapters == ["mixed", "whole", "whole"], "the base in shards, adapters on every process"
     assert blocks == ["shards", "shards", "shards"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_s_own_launch_trains_in_shards(
+    stage: int, alone: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = ["train.updates=3", "train.batch_size=16", "evaluate.num=0", "log.preview_every=0"]
+    launched(
+        config("DEEPSPEED") | {"deepspeed_config": {"zero_stage": stage}},
+        "-m", "mfd_cli", "distill", "digits", "-o", "shards", "--device", "cpu",
+        *(part for text in plain for part in ("--set", text)),
+        env=alone | {"DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    in_shards = RunFolder(Path("shards"))
+    assert in_shards.read_record()["sharded"] and in_shards.read_record()["processes"] == 2
+    assert_close(distill("digits", output="one", overrides=plain, device="cpu"), in_shards, 1e-4)
