@@ -4,39 +4,35 @@
                                          [--seeds 0 1 2] [--steps 1 2 4] [--num 10000] [--set key=value]...
                                          [--output DIR] [--costs PATH] [--json PATH] [--plot PATH] [--quick]
 
-The budget is processor seconds of training, or network evaluations (forward passes, one per row). Each method is first
-run for some seconds to see what an update costs at its quickest; its length follows from that, and all seconds told are
-updates times that cost, so that other work on the machine does not favour anyone. benchmarks/tuning/<recipe>.yaml says
-for every method what was tuned, and names variants, such as `mfd@paper`, which are compared when --methods names them.
-A method whose student is made for any number of steps is distilled once and judged at each; the others are distilled
-anew for each number of steps, at the same budget. Every run is a `mfd distill` of its own process. Students are judged
-here, on the same noise and conditions, at the end and at the checkpoints on the way; the noise of their gradients
+The budget is processor seconds of training, or network evaluations (forward passes, one per row). What an update of
+each method costs is measured first (contestants.py), or read from --costs; a run's length follows from that, and all
+seconds told are updates times that cost, so that other work on the machine does not favour anyone. A method whose
+student is made for any number of steps is distilled once and judged at each; the others are distilled anew for each
+number of steps, at the same budget. Every run is a `mfd distill` of its own process. Students are judged here, on the
+same noise and conditions, at the end and at the checkpoints on the way; the noise of their gradients
 (benchmarks/gradient_noise.py) is measured halfway.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from contestants import ROUNDS, Contestant, Cost, contestants, costs_of, read_costs, require_known, tuned
 from gradient_noise import gradient_noise
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from workbench import check_targets, deliver, machine, options, run
 
 from mfd_cli import console
-from mfd_cli.config.load import load_recipe
 from mfd_cli.errors import MfdError
 from mfd_cli.inference.quality import Judge, gap_recovered, judge_of
 from mfd_cli.inference.sampler import load_data, load_student, load_teacher
@@ -45,14 +41,10 @@ from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.metrics.uncertainty import Measured
 from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.layout import RunFolder
-from mfd_cli.training.workshop import build
 
-TUNING = Path(__file__).parent / "tuning"
 _BATCH = 500
 #: checkpoints on the way at which students are judged, and the share of the samples they are judged by
 _POINTS, _SHARE = 6, 4
-#: an update's cost is the least of so many windows of so many processor seconds, after some updates as a warm-up
-_WINDOWS, _WINDOW, _WARM = 6, 1.0, 2
 #: minibatches that the noise of a gradient is taken from
 _MINIBATCHES = 32
 #: shares of the gap whose cost is told
@@ -60,76 +52,22 @@ LEVELS = (0.5, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a student update costs, its auxiliary updates included.
-
-    Attributes:
-        seconds: processor seconds.
-        evaluations: forward passes of the whole batch's rows.
-    """
-
-    seconds: float
-    evaluations: float
-
-
-@dataclass(frozen=True)
 class Job:
     """One run.
 
     Attributes:
-        method: name.
-        steps: what the student is made for.
+        who: what is distilled with.
         seed: of the run.
         overrides: of the recipe.
         folder: the run's.
         cost: of an update.
     """
 
-    method: str
-    steps: int
+    who: Contestant
     seed: int
     overrides: tuple[str, ...]
     folder: Path
     cost: Cost
-
-
-def tuned(recipe: str, name: str) -> list[str]:
-    """Overrides of a recipe for a method, or for a variant `method@...` of it: the method's own, then the variant's."""
-    found, (method, at, _) = _tuning(recipe), name.partition("@")
-    settings = (found.get(method) or {}) | ((found.get(name) or {}) if at else {})
-    return [f"method.type={method}", *(f"{key}={_text(value)}" for key, value in settings.items())]
-
-
-def known(recipe: str) -> list[str]:
-    """Methods, and the variants that a recipe's tuning file names."""
-    return [*methods.names(), *(name for name in _tuning(recipe) if "@" in name)]
-
-
-def _tuning(recipe: str) -> dict[str, Any]:
-    path = TUNING / f"{Path(recipe).stem}.yaml"
-    return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
-
-
-def _text(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-
-
-def cost_of(recipe: str, overrides: Sequence[str], device: str, window: float) -> Cost:
-    """Measures updates of a recipe in this process: the least processor time of some windows of so many seconds."""
-    workshop = build(load_recipe(recipe, overrides), device)
-    trainer = workshop.trainer()
-    for _ in range(_WARM * trainer.schedule.cycle):
-        trainer.step()
-    before, done, seconds = sum(trainer.snapshot().evaluations.values()), 0, []
-    for _ in range(_WINDOWS):
-        began, here = time.process_time(), 0
-        while here == 0 or time.process_time() - began < window:
-            for _ in range(trainer.schedule.cycle):
-                trainer.step()
-            here += 1
-        seconds.append((time.process_time() - began) / here)
-        done += here
-    return Cost(min(seconds), (sum(trainer.snapshot().evaluations.values()) - before) / done)
 
 
 def distill(job: Job, recipe: str) -> float:
@@ -155,18 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = _arguments(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         root = args.output or Path(temporary)
-        costs = _known_costs(args.costs)
-        jobs = [job for method in args.methods for job in _plan(args, method, root, costs)]
+        jobs = _plan(args, root)
         teacher = _teacher(args)
         rows = []
         for number, job in enumerate(jobs, 1):
-            console.note(f"[{number}/{len(jobs)}] {job.method}, {job.steps} steps, seed {job.seed}")
+            console.note(f"[{number}/{len(jobs)}] {job.who.name}, {job.who.steps} steps, seed {job.seed}")
             memory = distill(job, args.recipe)
             rows += _judged(job, memory, args, teacher)
     report = {
         "schema": 1, "recipe": args.recipe, "budget": args.budget, "unit": args.unit, "overrides": args.overrides,
         "num": args.num, "seeds": args.seeds, **teacher["machine"],
-        "costs": {_kind(job.method, job.steps): vars(job.cost) for job in jobs},
+        "costs": {str(job.who): vars(job.cost) for job in jobs},
         "tuning": {name: tuned(args.recipe, name) for name in args.methods},
         "teacher": {str(steps): _values(found) for steps, found in teacher["metrics"].items()},
         "teacher_steps": teacher["own"], "rows": rows,
@@ -175,45 +112,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return deliver(report, args, lambda figure: draw(figure, report))
 
 
-def _plan(args: Any, method: str, root: Path, costs: Mapping[str, Cost]) -> list[Job]:
-    """The runs of a method."""
-    shared = [*tuned(args.recipe, method), *args.overrides]
-    kind: Any = methods.get(method.partition("@")[0])
+def _plan(args: Any, root: Path) -> list[Job]:
+    """Every run."""
+    recipes = {
+        who: (args.recipe, who.overrides(args.recipe, args.overrides)) for who in contestants(args.methods, args.steps)
+    }
+    stored = read_costs(args.costs)
+    costs = costs_of({who: given for who, given in recipes.items() if str(who) not in stored}, args)
     jobs = []
-    for steps in [min(args.steps)] if kind.any_steps else args.steps:
-        overrides = [*shared, f"student.steps={steps}"]
-        cost = costs.get(_kind(method, steps)) or cost_of(
-            args.recipe, overrides, args.device, 0.02 if args.quick else _WINDOW
-        )
+    for who, (_, overrides) in recipes.items():
+        cost = stored.get(str(who)) or costs[who]
         updates = max(2, round(args.budget / (cost.seconds if args.unit == "seconds" else cost.evaluations)))
         if args.quick:
             updates = 2
-        every = max(1, updates // _POINTS)
-        overrides += [
-            f"train.updates={updates}", f"log.checkpoint_every={every}", f"log.keep={_POINTS + 2}",
-            "log.preview_every=0", "evaluate.num=0",
+        console.note(f"{who.name}, {who.steps} steps: {cost.seconds:.3g} s an update, {updates} updates")
+        overrides = [
+            *overrides, f"train.updates={updates}", f"log.checkpoint_every={max(1, updates // _POINTS)}",
+            f"log.keep={_POINTS + 2}", "log.preview_every=0", "evaluate.num=0",
         ]  # fmt: skip
-        console.note(f"{method}, {steps} steps: {cost.seconds:.3g} s an update, {updates} updates")
         for seed in args.seeds:
-            folder = root / f"{method}-{steps}-seed{seed}"
-            jobs.append(Job(method, steps, seed, tuple(overrides), folder, cost))
+            jobs.append(Job(who, seed, tuple(overrides), root / f"{who.name}-{who.steps}-seed{seed}", cost))
     return jobs
-
-
-def _kind(method: str, steps: int) -> str:
-    return f"{method} {steps}"
-
-
-def _known_costs(path: Path | None) -> dict[str, Cost]:
-    """Costs that an earlier report of this recipe on this machine holds."""
-    if path is None:
-        return {}
-    try:
-        return {name: Cost(**cost) for name, cost in json.loads(path.read_text("utf-8"))["costs"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MfdError(
-            f"--costs {path}: no report of this script ({error})", do="give a file that --json wrote"
-        ) from error
 
 
 def _teacher(args: Any) -> dict[str, Any]:
@@ -239,10 +158,10 @@ def _judged(job: Job, memory: float, args: Any, teacher: dict[str, Any]) -> list
     halfway, count = checkpoints[(len(checkpoints) - 1) // 2], 3 if args.quick else _MINIBATCHES
     noise = vars(gradient_noise(run_folder, halfway, count, args.device))
     rows = []
-    for steps in args.steps if student.any_steps else [job.steps]:
+    for steps in args.steps if student.any_steps else [job.who.steps]:
         found = judge.judge(student, steps=steps, batch_size=_BATCH)
         rows.append(
-            {"method": job.method, "steps": steps, "seed": job.seed, "metrics": _values(found),
+            {"method": job.who.name, "steps": steps, "seed": job.seed, "metrics": _values(found),
              "standard_errors": {name: figure.standard_error for name, figure in found.items()},
              "gap_recovered": gap_recovered(teacher["metrics"][steps], found, teacher["metrics"][teacher["own"]]),
              "seconds": job.cost.seconds * _updates(last, job), "evaluations": sum(last["evaluations"].values()),
@@ -306,13 +225,12 @@ def _arguments(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of distillation")
     parser.add_argument("--steps", type=int, nargs="+", default=[1], help="steps that students are judged at")
     parser.add_argument("--num", type=int, default=10_000, help="samples that each model is judged by")
-    parser.add_argument("--costs", type=Path, help="JSON of an earlier run, whose costs of updates are taken")
+    parser.add_argument("--costs", type=Path, help="JSON of contestants.py, whose costs of updates are taken")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="windows that a cost is measured in")
     parser.add_argument("--output", type=Path, help="keep the runs in this folder (left out: they are removed)")
     args = parser.parse_args(arguments)
     check_targets(args)
-    unknown = sorted(set(args.methods) - set(known(args.recipe)))
-    if unknown:
-        raise MfdError(f"--methods {', '.join(unknown)}", allowed=", ".join(known(args.recipe)))
+    require_known(args.recipe, args.methods)
     if args.quick:
         args.num, args.seeds, args.steps = min(args.num, 300), args.seeds[:1], args.steps[:2]
     return args
