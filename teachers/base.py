@@ -154,8 +154,9 @@ class Teacher(ABC):
         return copy.deepcopy(self.network).train().requires_grad_(True)  # type: ignore[union-attr]
 
     def time_layer(self, network: nn.Module) -> str | None:
-        """Name of the layer whose output [B, W] embeds the time, where a flow map is told the length of a step; None
-        for families whose network has no such layer.
+        """Name of the layer whose output [B, W] embeds the time; None for networks that have none.
+
+        A flow map is told the length of a step there.
         """
         return None
 

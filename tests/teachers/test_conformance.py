@@ -198,8 +198,10 @@ def failed(found: list[Finding]) -> set[str]:
 @pytest.mark.parametrize("data", [TwoData, OnlyConditions])
 def test_a_right_adapter_passes_everything(data):
     found = findings(GoodTeacher, data)
-    assert {finding.name for finding in found if not finding.passed} == set()
-    assert len(found) >= 17 and all(finding.contract and finding.what for finding in found)
+    assert failed(found) == set()
+    untold = {finding.name for finding in found if finding.passed is None}
+    assert untold == {"features", "flow map"}, "it names no layers"
+    assert len(found) >= 19 and all(finding.contract and finding.what for finding in found)
 
 
 @pytest.mark.parametrize(
@@ -263,3 +265,20 @@ def test_the_digits_pass():
     teacher = DigitsTeacher.load(DigitsTeacher.Settings(type="digits"))
     data = DigitsData.load(Settings(type="digits"), teacher)
     assert {finding.name for finding in check(teacher, data, samples=128) if not finding.passed} == set()
+
+
+@pytest.mark.parametrize(
+    ("member", "layer", "name", "words"),
+    [
+        ("time_layer", "nowhere", "flow map", "nowhere"),
+        ("time_layer", "label", "flow map", "no linear layer"),
+        ("feature_layer", "nowhere", "features", "nowhere"),
+        ("feature_layer", "time", "features", "not every row has a gradient"),
+    ],
+)
+def test_a_wrong_layer_fails_the_check_of_what_needs_it(member, layer, name, words, monkeypatch):
+    monkeypatch.setattr(DigitsTeacher, member, lambda self, network: layer)
+    teacher = DigitsTeacher.load(DigitsTeacher.Settings(type="digits"))
+    found = check(teacher, DigitsData.load(Settings(type="digits"), teacher), samples=128)
+    assert failed(found) == {name}
+    assert words in next(finding.what for finding in found if finding.name == name)

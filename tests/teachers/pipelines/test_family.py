@@ -280,7 +280,7 @@ FITTED = {"velocity", "time direction", "sign", "time scale", "velocity scale", 
 @pytest.mark.parametrize("name", ["sd3", "auraflow", "flux", "qwen", "lumina2", "zimage", "wan", "ltx"])
 def test_the_contract_is_kept(loaded, name, monkeypatch):
     teacher, _ = loaded(name)
-    monkeypatch.setattr(conformance, "_OWN_STEPS", 2)
+    monkeypatch.setattr(conformance.case, "OWN_STEPS", 2)
     monkeypatch.setattr(teacher, "settings", teacher.settings.model_copy(update={"steps": 1}))
     findings = conformance.check(teacher, Prompts(teacher), samples=6)
     broken = [finding for finding in findings if finding.passed is False and finding.name not in FITTED]
