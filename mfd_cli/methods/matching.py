@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfd_cli.flow import interpolate
+from mfd_cli.flow import interpolate, per_row
 from mfd_cli.methods.base import Batch, Loss
+
+_SMALLEST = 1e-5
 
 
 def flow_matching_loss(batch: Batch) -> Loss:
@@ -26,6 +28,12 @@ def flow_matching_on(batch: Batch, data: Tensor, t: Tensor | None = None) -> Los
     t = batch.random.uniform("t") if t is None else t
     error = batch.auxiliary(interpolate(noise, data, t), t) - (data - noise)
     return Loss(error.square().mean(), times=t, samples=data)
+
+
+def normalised(direction: Tensor, error: Tensor) -> Tensor:
+    """D [B, ...] with each sample's divided by mean |error| of the teacher's guess about it (arXiv 2405.14867)."""
+    size = error.abs().flatten(1).mean(dim=1)
+    return direction / per_row(size.clamp(min=_SMALLEST), direction)
 
 
 def surrogate_loss(direction: Tensor, point: Tensor, times: Tensor, samples: Tensor | None = None) -> Loss:

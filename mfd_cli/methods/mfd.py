@@ -21,7 +21,7 @@ from mfd_cli.flow import interpolate, per_row, time_grid
 from mfd_cli.methods import adversarial
 from mfd_cli.methods.adversarial import Adversarial
 from mfd_cli.methods.base import Batch, GeneratedSettings, Loss, Method
-from mfd_cli.methods.matching import flow_matching_on, surrogate_loss
+from mfd_cli.methods.matching import flow_matching_on, normalised, surrogate_loss
 from mfd_cli.methods.times import Times, intervals
 from mfd_cli.solvers import integrate, integrate_grid
 from teachers.guidance import SideBySide
@@ -61,8 +61,11 @@ class MfdSettings(GeneratedSettings):
 
     solver: Solver = Field(default=Solver(type="euler", step_size=0.02), description="Integration of the two fields.")
     times: Times = Field(default=Times(), description="How intervals are drawn.")
-    weight: Literal["paper", "early"] = Field(
-        "paper", description="early: directions are weighed by 1 - s, which counts starts near noise more."
+    weight: Literal["paper", "early", "normalised"] = Field(
+        "paper",
+        description="Factor on D: paper s (that of X_s); early s (1 - s), which counts starts near noise more; "
+        "normalised 1 / mean|X_1 - X_0 - U_teacher|, sample by sample, as DMD2 weighs its own. The last goes well with "
+        "times.type uniform-start.",
     )
     regression: Regression | None = Field(
         None, description="A pull towards the teacher's own samples from the same noise. The paper has none."
@@ -93,15 +96,18 @@ class MeanFlowDistillation(Method):
         return adversarial.judged(self.settings.adversarial, batch, data, flow_matching_on(batch, data))
 
     def student_loss(self, batch: Batch) -> Loss:
-        """mean(sg[U_phi - U_teacher] * X_s); see the module's text. Further terms as the recipe wants them."""
+        """mean(sg[w (U_phi - U_teacher)] * X_s); see the module's text. Further terms as the recipe wants them."""
         data = batch.generate()
         noise = batch.random.normal("x0", batch.shape)
         s, t = intervals(batch.random, self.settings.times)
         x_s = interpolate(noise, data, s)
-        direction = self.direction(batch, x_s.detach(), s, t)
+        own, teacher = self.velocities(batch, x_s.detach(), s, t)
+        direction, point = own - teacher, x_s
         if self.settings.weight == "early":
             direction = per_row(1 - s, direction) * direction
-        loss = surrogate_loss(direction, x_s, torch.stack([s, t], dim=1), data)
+        elif self.settings.weight == "normalised":
+            direction, point = normalised(direction, data.detach() - noise - teacher), data
+        loss = surrogate_loss(direction, point, torch.stack([s, t], dim=1), data)
         return adversarial.fooled(self.settings.adversarial, batch, data, self._regressed(batch, data, loss))
 
     def _regressed(self, batch: Batch, data: Tensor, loss: Loss) -> Loss:
@@ -116,12 +122,18 @@ class MeanFlowDistillation(Method):
         parts = {**loss.parts, "regression_loss": value.detach()}
         return replace(loss, value=loss.value + wanted.weight * value, report=loss.shown, parts=parts)
 
-    @torch.no_grad()
     def direction(self, batch: Batch, x_s: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """D = U_phi - U_teacher [B, ...] at X_s over [s, t]."""
+        own, teacher = self.velocities(batch, x_s, s, t)
+        return own - teacher
+
+    @torch.no_grad()
+    def velocities(self, batch: Batch, x_s: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """U_phi and U_teacher [B, ...] at X_s over [s, t]."""
         solver, both = self.settings.solver, SideBySide(batch.auxiliary, batch.teacher)
         start = torch.stack([x_s, x_s], dim=1)
         found = integrate(
             both, start, s, t, rule=solver.type, steps=solver.steps, step_size=solver.step_size, longest=batch.longest
         )
-        return found.average_velocity[:, 0] - found.average_velocity[:, 1]
+        own, teacher = found.average_velocity.unbind(1)
+        return own, teacher

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mfd_cli.flow import interpolate, per_row, predicted_data
 from mfd_cli.methods.base import Batch
+from mfd_cli.methods.matching import normalised
 from mfd_cli.samplers import renoised
 
 Inputs = Literal["simulated", "data", "both"]
 
 #: smallest mean |X_1 - x1hat| that a direction is divided by
-_SMALLEST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,4 @@ def data_direction(batch: Batch, data: Tensor, s: Tensor, normalise: bool) -> Te
     x_s = interpolate(batch.random.normal("x0", batch.shape), data, s)
     velocity = batch.teacher(x_s, s)
     difference = per_row(1 - s, x_s) * (batch.auxiliary(x_s, s) - velocity)
-    if not normalise:
-        return difference
-    distance = (data - predicted_data(x_s, velocity, s)).abs().flatten(1).mean(dim=1)
-    return difference / per_row(distance.clamp(min=_SMALLEST), difference)
+    return normalised(difference, data - predicted_data(x_s, velocity, s)) if normalise else difference
