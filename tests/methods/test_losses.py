@@ -5,8 +5,9 @@ import torch
 
 from mfd_cli.flow import interpolate
 from mfd_cli.methods.diff_instruct import DiffInstruct, StartTimes
-from mfd_cli.methods.matching import surrogate_loss
+from mfd_cli.methods.matching import normalised, surrogate_loss
 from mfd_cli.methods.mfd import MeanFlowDistillation, Regression, Solver
+from mfd_cli.methods.predictions import data_direction
 from mfd_cli.methods.registry import methods
 from mfd_cli.methods.times import Times, intervals
 from mfd_cli.solvers import integrate
@@ -15,6 +16,7 @@ SORTED = {"times": StartTimes(type="sorted-pair")}
 METHODS = [
     (MeanFlowDistillation, {}),
     (MeanFlowDistillation, {"solver": Solver(type="midpoint", steps=3)}),
+    (MeanFlowDistillation, {"weight": "normalised", "times": Times(type="uniform-start", min_interval=0.02)}),
     (DiffInstruct, {}),
     (DiffInstruct, {"weight": "data"}),
     (DiffInstruct, {"weight": "score", "times": StartTimes(max_start=0.9)}),
@@ -206,6 +208,30 @@ def test_early_weights_are_one_minus_the_start(world, build):
     expected = ((1 - s[:, None]) * paper.direction(batch, x_s.detach(), s, t) * x_s).mean()
     torch.testing.assert_close(early.student_loss(batch).value, expected)
     assert float(paper.student_loss(batch).value.detach()) != pytest.approx(float(expected.detach()))
+
+
+def test_normalised_weights_of_single_euler_steps_are_those_of_dmd2(world, build):
+    exact = world(1.0, 0.5)
+    batch = exact.batch(64)
+    method = build(MeanFlowDistillation, weight="normalised", solver=Solver(type="euler", steps=1))
+    s, _ = intervals(batch.random, method.settings.times)
+    data = batch.generate()
+    expected = (data_direction(batch, data.detach(), s, normalise=True) * data).mean()
+    torch.testing.assert_close(method.student_loss(batch).value, expected)
+
+
+def test_normalised_weights_are_by_the_error_of_the_average_velocity(world, build):
+    """One sample of two numbers by hand: D over the mean of both errors, moved at X_1."""
+    direction, error = torch.tensor([[3.0, 5.0]]), torch.tensor([[-1.0, 3.0]])
+    torch.testing.assert_close(normalised(direction, error), torch.tensor([[1.5, 2.5]]))
+    exact = world(1.0, 0.5)
+    batch = exact.batch(64)
+    method = build(MeanFlowDistillation, weight="normalised")
+    s, t = intervals(batch.random, method.settings.times)
+    noise, data = batch.random.normal("x0", (1,)), batch.generate()
+    own, teacher = method.velocities(batch, interpolate(noise, data, s).detach(), s, t)
+    expected = ((own - teacher) / (data.detach() - noise - teacher).abs() * data).mean()
+    torch.testing.assert_close(method.student_loss(batch).value, expected)
 
 
 def test_regression_is_towards_the_steps_of_the_shifted_grid(world, build):

@@ -47,6 +47,15 @@ def test_smallest_interval_of_uniform_pairs(gap):
     assert same_law((t - s - gap) / (1 - gap), stats.beta(1, 2).cdf)
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.02, 0.3])
+def test_uniform_starts(gap):
+    s, t = drawn(type="uniform-start", min_interval=gap)
+    assert float((t - s).min()) > gap - 1e-6 and float(t.max()) <= 1
+    assert same_law(s / (1 - gap), stats.uniform().cdf)
+    share = (t - s - gap) / (1 - gap - s)
+    assert same_law(share, stats.uniform().cdf) and abs(float(torch.corrcoef(torch.stack([s, share]))[0, 1])) < 0.02
+
+
 def test_sorted_logit_normal_pairs():
     s, t = drawn(type="logit-normal", mean=0.4, std=1.0)
     law = stats.norm(0.4, 1.0)
@@ -71,7 +80,14 @@ def test_share_of_intervals(share):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"min_interval": 0.2}, {"type": "logit-normal", "min_interval": 0.2}, {"interval_share": 0.5}]
+    "settings",
+    [
+        {},
+        {"min_interval": 0.2},
+        {"type": "logit-normal", "min_interval": 0.2},
+        {"interval_share": 0.5},
+        {"type": "uniform-start", "min_interval": 0.2},
+    ],
 )
 def test_times_do_not_depend_on_how_the_batch_is_split(settings):
     whole = torch.stack(drawn(12, **settings))
@@ -86,7 +102,7 @@ def test_starts_of_diff_instruct():
     assert torch.equal(starts(type="sorted-pair"), drawn()[0]), "the starts of MFD on the same seed"
 
 
-@pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
+@pytest.mark.parametrize("kind", ["uniform", "logit-normal", "uniform-start"])
 def test_even_intervals_have_the_law_of_random_ones(kind):
     found = {}
     for spread in ("random", "even"):
