@@ -95,21 +95,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         root = args.output or Path(temporary)
         jobs = _plan(args, root)
         teacher = _teacher(args)
-        rows = []
+        report = _report(args, jobs, teacher)
         for number, job in enumerate(jobs, 1):
             console.note(f"[{number}/{len(jobs)}] {job.who.name}, {job.who.steps} steps, seed {job.seed}")
             memory = distill(job, args.recipe)
-            rows += _judged(job, memory, args, teacher)
-    report = {
+            report["rows"] += _judged(job, memory, args, teacher)
+            if args.json != "-":
+                console.emit_json(report, args.json)  # a comparison that is stopped leaves what it has
+    _print(report)
+    return deliver(report, args, lambda figure: draw(figure, report))
+
+
+def _report(args: Any, jobs: Sequence[Job], teacher: dict[str, Any]) -> dict[str, Any]:
+    """The report before the first run."""
+    return {
         "schema": 1, "recipe": args.recipe, "budget": args.budget, "unit": args.unit, "overrides": args.overrides,
         "num": args.num, "seeds": args.seeds, **teacher["machine"],
         "costs": {str(job.who): vars(job.cost) for job in jobs},
         "tuning": {name: tuned(args.recipe, name) for name in args.methods},
         "teacher": {str(steps): _values(found) for steps, found in teacher["metrics"].items()},
-        "teacher_steps": teacher["own"], "rows": rows,
+        "teacher_steps": teacher["own"], "rows": [],
     }  # fmt: skip
-    _print(report)
-    return deliver(report, args, lambda figure: draw(figure, report))
 
 
 def _plan(args: Any, root: Path) -> list[Job]:
