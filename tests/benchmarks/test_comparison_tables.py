@@ -1,10 +1,14 @@
 """Tables from reports: what is bold, what is left out, and that a real report has all that they need."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mfd_cli.errors import MfdError
+
+ROOT = Path(__file__).parents[2]
+STORED = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
 @pytest.fixture
@@ -64,3 +68,19 @@ def test_parts_of_one_comparison_are_put_together(module):
     assert [report["recipe"] for report in merged] == ["digits", "toy"]
     assert [row["method"] for row in merged[0]["rows"]] == ["a", "b"] and set(merged[0]["costs"]) == {"a 1", "b 1"}
     assert [row["method"] for row in first["rows"]] == ["a"]
+
+
+def test_the_page_holds_the_tables_of_the_stored_reports(module):
+    page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    found = module.merged([json.loads(path.read_text("utf-8")) for path in STORED])
+    assert found
+    for report in found:
+        for table in module.tables(report).split("\n\n"):
+            assert table in page
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_stored_reports_are_of_the_present_tuning(path, script):
+    report = json.loads(path.read_text("utf-8"))
+    tuned = script("contestants").tuned
+    assert report["tuning"] == {name: tuned(report["recipe"], name) for name in report["tuning"]}
