@@ -15,7 +15,6 @@ same noise and conditions, at the end and at the checkpoints on the way; the noi
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,13 @@ from mfd_cli.store.layout import RunFolder
 _BATCH = 500
 #: checkpoints on the way at which students are judged, and the share of the samples they are judged by
 _POINTS, _SHARE = 6, 4
+#: runs a command and tells its peak memory; a process begins with the peak of the one that starts it: this one is small
+_WATCHED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 #: minibatches that the noise of a gradient is taken from
 _MINIBATCHES = 32
 #: shares of the gap whose cost is told
@@ -78,14 +84,10 @@ def distill(job: Job, recipe: str) -> float:
     """
     command = [sys.executable, "-m", "mfd_cli", "distill", recipe, "-o", str(job.folder)]
     command += [part for text in (*job.overrides, f"seed={job.seed}") for part in ("--set", text)]
-    with tempfile.TemporaryFile("w+") as told:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            told.seek(0)
-            raise MfdError(f"`{' '.join(command[2:])}` ended with {process.returncode}: {told.read().strip()[-2000:]}")
-    return usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", _WATCHED, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MfdError(f"`{' '.join(command[2:])}` ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return float(done.stdout) / 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def _report(args: Any, jobs: Sequence[Job], teacher: dict[str, Any]) -> dict[str, Any]:
     """The report before the first run."""
     return {
-        "schema": 1, "recipe": args.recipe, "budget": args.budget, "unit": args.unit, "overrides": args.overrides,
+        "schema": 2, "recipe": args.recipe, "budget": args.budget, "unit": args.unit, "overrides": args.overrides,
         "num": args.num, "seeds": args.seeds, **teacher["machine"],
         "costs": {str(job.who): vars(job.cost) for job in jobs},
         "tuning": {name: tuned(args.recipe, name) for name in args.methods},

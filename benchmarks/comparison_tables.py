@@ -46,6 +46,8 @@ def merged(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for report in reports:
         key = json.dumps([report[name] for name in ("recipe", "budget", "unit", "seeds", "num", "teacher")])
+        if report["schema"] < 2:  # told the peak memory of this process
+            report["rows"] = [row | {"peak_memory_mb": None} for row in report["rows"]]
         if key in found:
             found[key]["rows"] += report["rows"]
             found[key]["costs"] |= report["costs"]
@@ -111,13 +113,18 @@ def _cost(report: dict[str, Any]) -> str:
         points = []
         for level in LEVELS:
             there = [reached(report, row, main_metric, level, "evaluations") for row in rows]
-            points.append("not reached" if None in there else f"{statistics.mean(there) / 1e6:.2f} M")
+            points.append("not reached" if None in there else _count(statistics.mean(there)))
         noise = _spread([row["gradient_noise"]["value"] for row in rows])
-        memory = f"{statistics.mean([row['peak_memory_mb'] for row in rows]):.0f}"
+        held = [row["peak_memory_mb"] for row in rows]
+        memory = "" if None in held else f"{statistics.mean(held):.0f}"
         lines.append(
             [f"`{method}`", str(steps), f"{cost['seconds']:.3g}", f"{cost['evaluations']:.0f}", memory, noise, *points]
         )
     return _markdown(lines)
+
+
+def _count(evaluations: float) -> str:
+    return f"{evaluations / 1e6:.2f} M" if evaluations >= 1e5 else f"{evaluations / 1e3:.3g} k"
 
 
 def _shown(report: dict[str, Any]) -> list[str]:

@@ -28,8 +28,8 @@ def _row(method, seed, frechet, steps=1):
 def _report(rows):
     costs = {f"{row['method']} 1": {"seconds": 0.5, "evaluations": 64.0} for row in rows}
     return {
-        "recipe": "digits", "budget": 60.0, "unit": "seconds", "seeds": [0, 1, 2], "num": 100, "device": "cpu",
-        "versions": {"torch": "2"}, "rows": rows, "costs": costs,
+        "schema": 2, "recipe": "digits", "budget": 60.0, "unit": "seconds", "seeds": [0, 1, 2], "num": 100,
+        "device": "cpu", "versions": {"torch": "2"}, "rows": rows, "costs": costs,
         "teacher": {"1": {"frechet": 10.0}, "10": {"frechet": 1.0}},
         "teacher_steps": 10,
     }  # fmt: skip
@@ -68,6 +68,16 @@ def test_parts_of_one_comparison_are_put_together(module):
     assert [report["recipe"] for report in merged] == ["digits", "toy"]
     assert [row["method"] for row in merged[0]["rows"]] == ["a", "b"] and set(merged[0]["costs"]) == {"a 1", "b 1"}
     assert [row["method"] for row in first["rows"]] == ["a"]
+
+
+def test_memory_of_earlier_reports_is_left_out(module):
+    report = _report([_row("a", 0, 1.0)]) | {"schema": 1}
+    text = module.tables(module.merged([report])[0])
+    assert "| `a` | 1 | 0.5 | 64 |  | 2 | 2.00 M |" in text
+
+
+def test_small_numbers_of_evaluations_are_in_thousands(module):
+    assert module._count(4096) == "4.1 k" and module._count(123_456) == "0.12 M"
 
 
 def test_the_page_holds_the_tables_of_the_stored_reports(module):
