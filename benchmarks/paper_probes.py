@@ -54,8 +54,8 @@ class KeptJacobian(MeanFlowDistillation):
     """
 
     @torch.enable_grad()
-    def direction(self, batch: Batch, x_s: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """(dU_phi/dx - dU_teacher/dx)^T D [B, ...] at X_s over [s, t], in D's place."""
+    def velocities(self, batch: Batch, x_s: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """U_teacher + (dU_phi/dx - dU_teacher/dx)^T D, in U_phi's place, and U_teacher [B, ...] at X_s over [s, t]."""
         solver, both = self.settings.solver, SideBySide(batch.auxiliary, batch.teacher)
         point = x_s.detach().requires_grad_()
         start = torch.stack([point, point], dim=1)
@@ -63,7 +63,8 @@ class KeptJacobian(MeanFlowDistillation):
         difference = found.average_velocity[:, 0] - found.average_velocity[:, 1]
         # towards the state alone: a backward pass would leave gradients in the auxiliary for its next update
         (gradient,) = torch.autograd.grad(0.5 * difference.square().sum(), point)
-        return gradient
+        teacher = found.average_velocity[:, 1].detach()
+        return teacher + gradient, teacher
 
 
 def vsd_of(settings: MfdSettings) -> MeanFlowDistillation:

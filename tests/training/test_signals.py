@@ -52,7 +52,7 @@ MOMENTS = {
     "first preview": (story, "save_preview", 1),
     "wait for data": (Batches, "condition", 3),
     "forward of the auxiliary": (MeanFlowDistillation, "auxiliary_loss", 4),
-    "integration of the teacher": (MeanFlowDistillation, "direction", 2),
+    "integration of the teacher": (MeanFlowDistillation, "velocities", 2),
     "backward of the auxiliary": (Accelerator, "backward", 5),
     "backward of the student": (Accelerator, "backward", 6),
     "optimizer": (torch.optim.AdamW, "step", 5),
