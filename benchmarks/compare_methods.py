@@ -122,20 +122,18 @@ def _report(args: Any, jobs: Sequence[Job], teacher: dict[str, Any]) -> dict[str
 
 def _plan(args: Any, root: Path) -> list[Job]:
     """Every run."""
-    recipes = {
-        who: (args.recipe, who.overrides(args.recipe, args.overrides)) for who in contestants(args.methods, args.steps)
-    }
+    given = {who: who.overrides(args.recipe, args.overrides) for who in contestants(args.methods, args.steps)}
     stored = read_costs(args.costs)
-    costs = costs_of({who: given for who, given in recipes.items() if str(who) not in stored}, args)
+    costs = costs_of({who: changes for who, changes in given.items() if str(who) not in stored}, args)
     jobs = []
-    for who, (_, overrides) in recipes.items():
+    for who, changes in given.items():
         cost = stored.get(str(who)) or costs[who]
         updates = max(2, round(args.budget / (cost.seconds if args.unit == "seconds" else cost.evaluations)))
         if args.quick:
             updates = 2
         console.note(f"{who.name}, {who.steps} steps: {cost.seconds:.3g} s an update, {updates} updates")
         overrides = [
-            *overrides, f"train.updates={updates}", f"log.checkpoint_every={max(1, updates // _POINTS)}",
+            *changes, f"train.updates={updates}", f"log.checkpoint_every={max(1, updates // _POINTS)}",
             f"log.keep={_POINTS + 2}", "log.preview_every=0", "evaluate.num=0",
         ]  # fmt: skip
         for seed in args.seeds:

@@ -102,17 +102,17 @@ def _text(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
-def costs_of(recipes: Mapping[Contestant, tuple[str, Sequence[str]]], args: Any) -> dict[Contestant, Cost]:
+def costs_of(overrides: Mapping[Contestant, Sequence[str]], args: Any) -> dict[Contestant, Cost]:
     """Costs of updates, measured in this process.
 
     Args:
-        recipes: recipe and overrides of each.
-        args: `device`, `rounds` and `quick`.
+        overrides: of the recipe, for each.
+        args: `recipe`, `device`, `rounds` and `quick`.
     """
     trainers = {}
-    for who, (recipe, overrides) in recipes.items():
+    for who, changes in overrides.items():
         console.note(f"timing updates: {who.name}, {who.steps} steps")
-        trainers[who] = trainer_of(load_recipe(recipe, overrides), args.device)[1]
+        trainers[who] = trainer_of(load_recipe(args.recipe, changes), args.device)[1]
         for _ in range(_WARM):
             _update(trainers[who])
     before = {who: _evaluations(trainer) for who, trainer in trainers.items()}
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     check_targets(args)
     require_known(args.recipe, args.methods)
     wanted = contestants(args.methods, args.steps)
-    found = costs_of({who: (args.recipe, who.overrides(args.recipe, args.overrides)) for who in wanted}, args)
+    found = costs_of({who: who.overrides(args.recipe, args.overrides) for who in wanted}, args)
     report = {
         "schema": 1, "recipe": args.recipe, "overrides": args.overrides,
         "costs": {str(who): vars(cost) for who, cost in found.items()},
