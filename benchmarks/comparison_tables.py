@@ -3,9 +3,9 @@
     python benchmarks/compare_methods.py digits --json digits.json
     python benchmarks/comparison_tables.py digits.json [further.json ...] [--plot PATH]
 
-Reports that differ in their methods alone are one comparison. Figures are means over seeds ± their standard deviation
-(divisor N - 1). Of each metric the best mean is bold, and so is every other whose difference from it is less than two
-standard errors over seeds: nothing tells those apart.
+Reports that differ in methods, seeds and steps alone are one comparison. Figures are means over seeds ± their standard
+deviation (divisor N - 1). Of each metric the best mean is bold, and so is every other whose difference from it is less
+than two standard errors over seeds: nothing tells those apart.
 """
 
 from __future__ import annotations
@@ -42,18 +42,33 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def merged(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Reports of the same recipe, budget, seeds and samples as one, in the order of the first of each."""
+    """Reports of the same recipe, budget and samples as one, in the order of the first of each.
+
+    Raises:
+        MfdError: two tell of the same run.
+    """
     found: dict[str, dict[str, Any]] = {}
     for report in reports:
-        key = json.dumps([report[name] for name in ("recipe", "budget", "unit", "seeds", "num", "teacher")])
+        own = report["teacher"][str(report["teacher_steps"])]
+        key = json.dumps([*(report[name] for name in ("recipe", "overrides", "budget", "unit", "num")), own])
         if report["schema"] < 2:  # told the peak memory of this process
-            report["rows"] = [row | {"peak_memory_mb": None} for row in report["rows"]]
-        if key in found:
-            found[key]["rows"] += report["rows"]
-            found[key]["costs"] |= report["costs"]
-        else:
-            found[key] = report | {"rows": list(report["rows"]), "costs": dict(report["costs"])}
+            report = report | {"rows": [row | {"peak_memory_mb": None} for row in report["rows"]]}
+        found[key] = _joined(found[key], report) if key in found else report
     return list(found.values())
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two reports of one comparison."""
+    runs = [{(row["method"], row["steps"], row["seed"]) for row in report["rows"]} for report in (first, second)]
+    if twice := sorted(runs[0] & runs[1]):
+        names = (f"{method}, {steps} steps, seed {seed}" for method, steps, seed in twice)
+        raise MfdError(f"two reports tell of the same run: {'; '.join(names)}", do="give one of them")
+    teacher = first["teacher"] | second["teacher"]
+    return first | {
+        "rows": first["rows"] + second["rows"], "costs": first["costs"] | second["costs"],
+        "seeds": sorted({*first["seeds"], *second["seeds"]}),
+        "teacher": {steps: teacher[steps] for steps in sorted(teacher, key=int)},
+    }  # fmt: skip
 
 
 def tables(report: dict[str, Any]) -> str:
@@ -81,7 +96,8 @@ def _quality(report: dict[str, Any]) -> str:
                 for name in names
             ]
             gaps = [row["gap_recovered"][names[0]] for row in rows]
-            lines.append([f"`{method}`", str(steps), *cells, "no gap" if None in gaps else _spread(gaps)])
+            cells.append("no gap" if None in gaps else _spread(gaps))
+            lines.append([_named(report, method, rows), str(steps), *cells])
     return _markdown(lines)
 
 
@@ -115,12 +131,16 @@ def _cost(report: dict[str, Any]) -> str:
             there = [reached(report, row, main_metric, level, "evaluations") for row in rows]
             points.append("not reached" if None in there else _count(statistics.mean(there)))
         noise = _spread([row["gradient_noise"]["value"] for row in rows])
-        held = [row["peak_memory_mb"] for row in rows]
-        memory = "" if None in held else f"{statistics.mean(held):.0f}"
-        lines.append(
-            [f"`{method}`", str(steps), f"{cost['seconds']:.3g}", f"{cost['evaluations']:.0f}", memory, noise, *points]
-        )
+        held = [row["peak_memory_mb"] for row in rows if row["peak_memory_mb"] is not None]
+        memory = f"{statistics.mean(held):.0f}" if held else ""
+        update = [f"{cost['seconds']:.3g}", f"{cost['evaluations']:.0f}"]
+        lines.append([_named(report, method, rows), str(steps), *update, memory, noise, *points])
     return _markdown(lines)
+
+
+def _named(report: dict[str, Any], method: str, rows: Rows) -> str:
+    """A method, and how many seeds it has had where that is not all of them."""
+    return f"`{method}`" + (f" ({len(rows)} of the seeds)" if len(rows) < len(report["seeds"]) else "")
 
 
 def _count(evaluations: float) -> str:

@@ -28,7 +28,8 @@ def _row(method, seed, frechet, steps=1):
 def _report(rows):
     costs = {f"{row['method']} 1": {"seconds": 0.5, "evaluations": 64.0} for row in rows}
     return {
-        "schema": 2, "recipe": "digits", "budget": 60.0, "unit": "seconds", "seeds": [0, 1, 2], "num": 100,
+        "schema": 2, "recipe": "digits", "overrides": [], "budget": 60.0, "unit": "seconds", "seeds": [0, 1, 2],
+        "num": 100,
         "device": "cpu", "versions": {"torch": "2"}, "rows": rows, "costs": costs,
         "teacher": {"1": {"frechet": 10.0}, "10": {"frechet": 1.0}},
         "teacher_steps": 10,
@@ -70,8 +71,24 @@ def test_parts_of_one_comparison_are_put_together(module):
     assert [row["method"] for row in first["rows"]] == ["a"]
 
 
+def test_seeds_and_steps_may_come_in_parts(module):
+    first = _report([_row("a", 0, 1.0), _row("b", 0, 2.0)]) | {"seeds": [0]}
+    second = _report([_row("a", 1, 1.2, steps) for steps in (1, 2)]) | {"seeds": [1]}
+    second["teacher"] = {"1": {"frechet": 10.0}, "2": {"frechet": 5.0}, "10": {"frechet": 1.0}}
+    report = module.merged([first, second])[0]
+    assert report["seeds"] == [0, 1] and list(report["teacher"]) == ["1", "2", "10"]
+    text = module.tables(report)
+    assert "| `a` | 1 | **1.1 ± 0.14** |" in text and "| `b` (1 of the seeds) | 1 | 2 |" in text
+
+
+def test_a_run_is_told_of_once(module):
+    report = _report([_row("a", 0, 1.0)])
+    with pytest.raises(MfdError, match="same run: a, 1 steps, seed 0"):
+        module.merged([report, _report([_row("a", 0, 1.1)])])
+
+
 def test_memory_of_earlier_reports_is_left_out(module):
-    report = _report([_row("a", 0, 1.0)]) | {"schema": 1}
+    report = _report([_row("a", 0, 1.0)]) | {"schema": 1, "seeds": [0]}
     text = module.tables(module.merged([report])[0])
     assert "| `a` | 1 | 0.5 | 64 |  | 2 | 2.00 M |" in text
 
