@@ -64,8 +64,10 @@ class Contestant:
         return methods.get(self.name.partition("@")[0])
 
     def overrides(self, recipe: str, more: Sequence[str]) -> list[str]:
-        """Its changes of the recipe, then those of the command line."""
-        return [*tuned(recipe, self.name), *more, f"student.steps={self.steps}"]
+        """Its changes of the recipe, and those of the command line, which take the place of its own."""
+        given = {_key(text) for text in more}
+        own = [text for text in tuned(recipe, self.name) if _key(text) not in given]
+        return [*own, *more, f"student.steps={self.steps}"]
 
 
 def contestants(names: Sequence[str], steps: Sequence[int]) -> list[Contestant]:
@@ -96,6 +98,10 @@ def require_known(recipe: str, names: Sequence[str]) -> None:
 def _tuning(recipe: str) -> dict[str, Any]:
     path = TUNING / f"{Path(recipe).stem}.yaml"
     return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.is_file() else {}
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _text(value: Any) -> str:

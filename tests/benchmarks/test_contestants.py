@@ -41,6 +41,13 @@ def test_a_variant_adds_to_its_method(module, tmp_path, monkeypatch):
     assert (recipe.train.ema, recipe.seed, recipe.method.weight) == (None, 4, "early")
 
 
+def test_the_command_line_replaces_what_was_tuned(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TUNING", tmp_path)
+    (tmp_path / "toy.yaml").write_text("mfd: {seed: 3, train.ema: null}")
+    found = module.Contestant("mfd", 2).overrides("toy", ["seed=4"])
+    assert found == ["method.type=mfd", "train.ema=null", "seed=4", "student.steps=2"]
+
+
 def test_costs_of_an_earlier_report_are_taken(module, tmp_path):
     (tmp_path / "report.json").write_text('{"costs": {"mfd 1": {"seconds": 0.5, "evaluations": 64.0}}}')
     assert module.read_costs(tmp_path / "report.json") == {"mfd 1": module.Cost(0.5, 64.0)}
