@@ -198,6 +198,14 @@ class Method(ABC):
         """Whether batches must hold real states."""
         return False
 
+    def prepare(self, example: Callable[[], Batch]) -> None:
+        """Looks at the networks before the first update, and again on resuming: always as they are at the beginning.
+
+        Args:
+            example: gives a batch of one sample.
+        """
+        return None
+
     def build_critic(self, example: Callable[[], Batch]) -> nn.Module | None:
         """A network from features [B, N, C] to logits [B], trained with the auxiliary; None for methods without one.
 

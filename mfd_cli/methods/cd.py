@@ -8,6 +8,7 @@ g = (v - u_teacher) - r (1 - s) dv/ds ,   L = |v - sg[v - g / (|g| + c)]|^2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -118,6 +119,10 @@ class ConsistencyDistillation(TrajectoryMethod):
         end = torch.ones_like(s)
         found, change = self._derivatives.along_start(_ToTheEnd(batch.frozen), x_s, s, end, velocity)
         return found - velocity - share * per_row(1 - s, x_s) * change
+
+    def differentiated(self, batch: Batch) -> Callable[..., Tensor] | None:
+        """The student as a field of (x, s, t), in the continuous form."""
+        return _ToTheEnd(batch.frozen) if self.settings.form == "continuous" else None
 
 
 class _ToTheEnd:

@@ -6,6 +6,7 @@ product); where a layer has no forward-mode rule, a central difference of two pa
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,9 +17,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfd_cli.errors import MfdError
-from mfd_cli.flow import per_row
-from mfd_cli.methods.base import Loss, Method
+from mfd_cli.flow import interpolate, per_row
+from mfd_cli.methods.base import Batch, Loss, Method
 from teachers.settings import Strict
+
+#: times that `auto` looks at, and how large waves may be, against what is left when they are averaged out
+_LOOKS, _WAVES = 8, 0.25
 
 
 class DerivativeSettings(Strict):
@@ -28,10 +32,10 @@ class DerivativeSettings(Strict):
         "auto",
         description="forward: exact, one forward-mode pass, with attention computed plainly, since its fused kernels "
         "have no forward mode; difference: two passes; auto: forward, or with a warning difference where a layer has "
-        "no forward mode.",
+        "no forward mode or the exact derivative is wavy, as of networks that embed 1000 t.",
     )
     step: float = Field(
-        5e-3, gt=0, le=0.1, description="Half the time between the two passes of a difference, at most."
+        0.05, gt=0, le=0.1, description="Half the time between the two passes of a difference, at most."
     )
 
 
@@ -67,11 +71,7 @@ class Derivatives:
         """U and du/ds = d_s u + (d_x u) velocity at (x, s, t), each [B, ...]."""
         ones, zeros = torch.ones_like(s), torch.zeros_like(s)
         found = self._forward(field, (x, s, t), (velocity, ones, zeros))
-        if found is not None:
-            return found
-        high, low = torch.minimum(s + self._settings.step, t), (s - self._settings.step).clamp(min=0)
-        there, back = (field(x + per_row(at - s, x) * velocity, at, t) for at in (high, low))
-        return field(x, s, t), self._quotient(there, back, high - low)
+        return (field(x, s, t), self._averaged(field, x, s, t, velocity)) if found is None else found
 
     @torch.no_grad()
     def along_end(self, field: Callable[..., Tensor], x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,6 +82,41 @@ class Derivatives:
             return found
         high, low = (t + self._settings.step).clamp(max=1), torch.maximum(t - self._settings.step, s)
         return field(x, s, t), self._quotient(field(x, s, high), field(x, s, low), high - low)
+
+    @torch.no_grad()
+    def choose(self, field: Callable[..., Tensor], start: Tensor, end: Tensor) -> None:
+        """Settles `auto` by a look at the field along straight lines: differences, if its exact derivative is wavy.
+
+        Args:
+            field: of (x, s, t).
+            start: X_0 [B, ...].
+            end: X_1 [B, ...].
+        """
+        velocity, waves, smooth = end - start, 0.0, 0.0
+        for time in torch.linspace(0.05, 0.95, _LOOKS).tolist():
+            s, t = (torch.full((len(start),), value, device=start.device) for value in (time, 1.0))
+            x = interpolate(start, end, s)
+            found = self._forward(field, (x, s, t), (velocity, torch.ones_like(s), torch.zeros_like(s)))
+            if found is None:
+                return
+            averaged = self._averaged(field, x, s, t, velocity)
+            waves += float((found[1] - averaged).float().square().sum())
+            smooth += float(averaged.float().square().sum())
+        if waves > _WAVES**2 * smooth:
+            self._difference = True
+            share = (waves / smooth) ** 0.5 if smooth else math.inf
+            warnings.warn(
+                f"the network's exact derivative in time is wavy; its waves are {share:.2g} times as large as what is "
+                f"left when they are averaged out: differences over {self._settings.step:g} to each side are taken; "
+                "method.derivative.type: forward keeps the exact one",
+                stacklevel=2,
+            )
+
+    def _averaged(self, field: Callable[..., Tensor], x: Tensor, s: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
+        """The derivative along `velocity`, averaged over the time of a difference."""
+        high, low = torch.minimum(s + self._settings.step, t), (s - self._settings.step).clamp(min=0)
+        there, back = (field(x + per_row(at - s, x) * velocity, at, t) for at in (high, low))
+        return self._quotient(there, back, high - low)
 
     def _forward(
         self, field: Callable[..., Tensor], point: tuple[Tensor, ...], tangent: tuple[Tensor, ...]
@@ -133,6 +168,20 @@ class TrajectoryMethod(Method):
     def needs_data(self) -> bool:
         """Always."""
         return True
+
+    def prepare(self, example: Callable[[], Batch]) -> None:
+        """Chooses how derivatives are taken, where the settings leave that to the network."""
+        if self.settings.derivative.type != "auto":
+            return
+        batch = example()
+        field = self.differentiated(batch)
+        if field is not None:
+            self._derivatives.choose(field, batch.random.normal("x0", batch.shape), batch.real)
+
+    def differentiated(self, batch: Batch) -> Callable[..., Tensor] | None:
+        """The field of (x, s, t) whose derivatives are taken; None where none are."""
+        field: Callable[..., Tensor] = batch.frozen
+        return field
 
 
 def norm(value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mfd_cli.errors import MfdError
 from mfd_cli.flow import time_grid
 from mfd_cli.inference.memory import keep_freed_memory
 from mfd_cli.inference.sampler import Sampler, teacher_sampler
-from mfd_cli.methods.base import Method
+from mfd_cli.methods.base import Batch, Method
 from mfd_cli.methods.registry import methods
 from mfd_cli.networks.roles import Role, Roles, build_role, build_roles
 from mfd_cli.networks.sharding import Sharding, is_sharded
@@ -49,19 +49,28 @@ class Workshop:
         """The validated recipe."""
         return self.loaded.recipe
 
-    def critic(self) -> Role | None:
+    def prepare(self) -> None:
+        """Lets the method look at the networks, and builds its critic."""
+        self.method.prepare(self._example)
+        self.roles.critic = self._critic()
+
+    def _critic(self) -> Role | None:
         """The method's critic with its optimizer, which is set as the auxiliary's; None if it has none."""
         recipe, method = self.recipe, self.method
-        alone = replace(self.batches, batch_size=1, parts=1, process=0, processes=1)
-        counts = {name: Evaluations() for name in ("student", "aux", "teacher")}
-        fields = Fields(recipe, method, self.teacher, self.roles, alone, counts)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, "critic")[0] >> 1)
-            critic = method.build_critic(lambda: fields.batch(0, 0, is_student=True, update=0))
+            critic = method.build_critic(self._example)
         if critic is None:
             return None
         updates = schedule_of(method).aux_total(recipe.train.updates)
         return build_role("critic", critic.to(self.accelerator.device), recipe.optim.aux, updates)
+
+    def _example(self) -> Batch:
+        """A batch of one sample, whose evaluations do not count."""
+        alone = replace(self.batches, batch_size=1, parts=1, process=0, processes=1)
+        counts = {name: Evaluations() for name in ("student", "aux", "teacher")}
+        fields = Fields(self.recipe, self.method, self.teacher, self.roles, alone, counts)
+        return fields.batch(0, 0, is_student=True, update=0)
 
     def trainer(self, progress: Progress | None = None) -> Trainer:
         """The loop over all this, at its beginning or at a checkpoint's progress."""
@@ -170,7 +179,7 @@ def build(loaded: LoadedRecipe, device: str | None = None, *, random_weights: bo
                 sharding.place(network)
         teacher.to(accelerator.device)
     workshop = Workshop(loaded, accelerator, teacher, data, method, roles, batches)
-    roles.critic = workshop.critic()
+    workshop.prepare()
     return workshop
 
 

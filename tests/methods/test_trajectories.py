@@ -240,6 +240,45 @@ def test_a_layer_without_forward_mode_is_said_aloud_and_differences_taken():
         Derivatives(DerivativeSettings(type="forward")).along_start(field, x, s, t, torch.ones(3, 4))
 
 
+class Wavy:
+    """s x, and waves of it in time as of a network that embeds 1000 s."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, x, s, t):
+        return s[:, None] * x + self.size * torch.sin(1000 * s)[:, None]
+
+
+@pytest.mark.parametrize(("size", "differs"), [(0.01, True), (1e-5, False), (0.0, False)])
+def test_wavy_derivatives_are_averaged_by_themselves(size, differs):
+    field, start, end = Wavy(size), torch.randn(4, 3), torch.randn(4, 3)
+    derivatives = Derivatives(DerivativeSettings())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        derivatives.choose(field, start, end)
+    assert sum("is wavy" in str(warning.message) for warning in said) == differs
+    s, t = torch.full((4,), 0.4), torch.ones(4)
+    _, change = derivatives.along_start(field, start, s, t, end)
+    exact = start + 0.4 * end + 1000 * size * torch.cos(1000 * s)[:, None]
+    smooth = start + 0.4 * end + size * torch.cos(1000 * s)[:, None] * float(torch.sin(torch.tensor(50.0))) / 0.05
+    torch.testing.assert_close(change, smooth if differs else exact, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["forward", "difference"])
+def test_a_kind_of_derivative_that_is_asked_for_is_taken(build, kind):
+    build(MeanFlow, derivative=DerivativeSettings(type=kind)).prepare(None)  # does not even look
+
+
+def test_a_form_without_derivatives_does_not_look_at_them(build, exact_map, map_batch):
+    exact = exact_map()
+    batch = map_batch(exact.to_data, exact, 4)
+    assert build(ConsistencyDistillation).differentiated(batch) is None
+    field = build(ConsistencyDistillation, form="continuous").differentiated(batch)
+    x, s = torch.randn(4, *batch.shape), torch.rand(4)
+    torch.testing.assert_close(field(x, s, torch.ones(4)), exact.to_data(x, s))
+
+
 def test_other_errors_of_a_network_are_not_swallowed():
     def broken(x, s, t):
         return x @ torch.ones(7, 7)

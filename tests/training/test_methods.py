@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,15 @@ def test_evaluations_of_an_update(method, more, auxiliary, student):
     assert tuple(last.values()) == student
     assert [tuple(each.values()) for each in before] == [auxiliary] * len(before)
     assert bool(before) is (auxiliary is not None)
+
+
+@pytest.mark.parametrize(("recipe", "wavy"), [("digits", True), ("occfm-tiny", True), ("toy", False)])
+def test_networks_that_are_wavy_in_time_are_found_out(recipe, wavy):
+    """The first two embed 1000 t, the third a few multiples of t."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        build(load_recipe(recipe, ["method.type=meanflow"]), "cpu")
+    assert sum("is wavy" in str(warning.message) for warning in said) == wavy
 
 
 @pytest.mark.parametrize("method", CRITICS)
