@@ -7,6 +7,8 @@ An extractor is a class whose objects are called with the teacher's field and st
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,23 @@ register = features.register
 
 #: time that the teacher is told for finished samples: close to data, and still one that it was trained on
 _NEARLY_DATA = 0.95
+
+
+def known(name: str) -> str:
+    """The name of an extractor that exists.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in features.names():
+        raise ValueError(f"no feature extractor '{name}'; allowed: {', '.join(features.names())}")
+    return name
+
+
+def extracted(name: str, field: VelocityField, samples: Tensor) -> Tensor:
+    """Tokens [B, N, C] that an extractor makes of finished samples X_1 [B, ...]."""
+    extractor: Callable[[VelocityField, Tensor], Tensor] = features.get(name)()
+    return extractor(field, samples)
 
 
 class StateFeatures:

@@ -10,7 +10,7 @@ VFM   a hinge critic of features of finished samples, weighed by omega = s_k^2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -20,7 +20,7 @@ from mfd_cli.flow import per_row
 from mfd_cli.methods import critics
 from mfd_cli.methods.base import AuxiliarySettings, Batch, Loss, Method
 from mfd_cli.methods.critics import CriticSettings
-from mfd_cli.methods.features import features
+from mfd_cli.methods.features import extracted, known
 from mfd_cli.methods.matching import flow_matching_on, surrogate_loss
 from mfd_cli.methods.predictions import Inputs, Prediction, data_direction, middle_times, predict
 from mfd_cli.methods.times import draw
@@ -43,9 +43,7 @@ class FeatureCritic(CriticSettings):
     @field_validator("features")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in features.names():
-            raise ValueError(f"no feature extractor '{name}'; allowed: {', '.join(features.names())}")
-        return name
+        return known(name)
 
 
 class Guidance(Strict):
@@ -92,7 +90,7 @@ class SenseFlow(Method):
         if wanted is None:
             return None
         batch = example()
-        return critics.TokenCritic(self._features(batch, batch.real).shape[-1], wanted.width)
+        return critics.TokenCritic(extracted(wanted.features, batch.teacher, batch.real).shape[-1], wanted.width)
 
     def auxiliary_loss(self, batch: Batch) -> Loss:
         """Flow matching on the student's predictions at logit-normal times, and the critic's hinge loss."""
@@ -141,10 +139,6 @@ class SenseFlow(Method):
     def _omega(self, found: Prediction) -> Tensor:
         return found.start.square() if self.settings.adversarial.omega == "square" else torch.ones_like(found.start)
 
-    def _features(self, batch: Batch, samples: Tensor) -> Tensor:
-        extractor: Any = features.get(self.settings.adversarial.features)()
-        return extractor(batch.teacher, samples)
-
     def _logits(self, batch: Batch, samples: Tensor) -> Tensor:
         assert batch.critic is not None, "built by build_critic"
-        return batch.critic(self._features(batch, samples))
+        return batch.critic(extracted(self.settings.adversarial.features, batch.teacher, samples))

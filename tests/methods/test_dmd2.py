@@ -88,7 +88,9 @@ def test_losses_move_their_own_role_alone(world, build, kind, settings, steps):
     ("kind", "critic"),
     [
         (Dmd2, Adversarial(weight=10.0)),
+        (Dmd2, Adversarial(weight=10.0, features="state")),
         (MeanFlowDistillation, Adversarial(weight=10.0)),
+        (MeanFlowDistillation, Adversarial(weight=10.0, features="state")),
         (SenseFlow, FeatureCritic(weight=10.0, omega="one")),
     ],
 )
@@ -120,6 +122,15 @@ def test_the_critic_of_noised_states_learns_through_the_auxiliarys_features(worl
     method.auxiliary_loss(batch_of(exact, 16, critic=network)).value.backward()
     assert exact.auxiliary.scale.grad is not None and all(value.grad is not None for value in network.parameters())
     assert exact.student.mean.grad is None
+
+
+def test_the_critic_of_finished_samples_leaves_the_auxiliary_alone(world, build):
+    exact, method = world(), build(Dmd2, adversarial=Adversarial(features="state"))
+    network = method.build_critic(lambda: batch_of(exact, 1))
+    method.auxiliary_loss(batch_of(exact, 16, critic=network)).value.backward()
+    assert exact.auxiliary.scale.grad is None and all(value.grad is not None for value in network.parameters())
+    with pytest.raises(ValueError, match="no feature extractor 'dino'"):
+        Adversarial(features="dino")
 
 
 def test_without_a_critic_no_data_are_needed(build):
