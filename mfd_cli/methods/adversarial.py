@@ -1,8 +1,8 @@
 """DMD2's adversarial term, for any method with an auxiliary.
 
 Source: Yin et al. 2024, arXiv 2405.14867, section 4.2 (a "diffusion GAN"): fake and real samples are noised to the same
-uniform times, and the critic reads the auxiliary network's features of them, from which that learns as well. It can read
-features of finished samples instead, like SenseFlow's (Ge et al. 2025, arXiv 2506.00523).
+uniform times, and the critic reads the auxiliary network's features of them, from which that learns as well. It may be
+given finished samples instead, as SenseFlow's is (Ge et al. 2025, arXiv 2506.00523).
 """
 
 from __future__ import annotations
