@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from teachers.errors import MfdError, RegistryError, TeacherError
 
-__all__ = ["Interrupted", "MfdError", "RegistryError", "RunStopped", "TeacherError"]
+__all__ = ["Interrupted", "MfdError", "NewerFormat", "RegistryError", "RunStopped", "TeacherError"]
 
 
 class RunStopped(MfdError):
     """A run that stopped itself (non-finite numbers, no disk space); its last good checkpoint is kept. Exit code 3."""
 
     exit_code = 3
+
+
+class NewerFormat(MfdError):
+    """A file of a later mfd: whole, and not to be written over."""
 
 
 class Interrupted(MfdError):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mfd_cli.config.schema import plain_name
-from mfd_cli.errors import MfdError
+from mfd_cli.errors import MfdError, NewerFormat
 from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.files import whole_folder, write_json
 from mfd_cli.store.layout import CONFIG, WEIGHTS, RunFolder, is_checkpoint
@@ -154,6 +154,6 @@ def _check_format(file: Path, config: Mapping[str, Any]) -> None:
     if not isinstance(config.get("format"), int) or "architecture" not in config:
         raise MfdError(f"{file}: not a student's weights", allowed="a student or an export of mfd")
     if config["format"] > FORMAT:
-        raise MfdError(
+        raise NewerFormat(
             f"{file}: student format {config['format']}, this mfd reads up to {FORMAT}", do="use a newer mfd"
         )

@@ -89,9 +89,15 @@ def _resumed(run: RunFolder, recipe: LoadedRecipe) -> Plan:
 
 
 def _lost_student(run: RunFolder) -> str | None:
-    """What is wrong with a finished run's student; None if nothing is."""
+    """What is wrong with a finished run's student; None if nothing is.
+
+    Raises:
+        NewerFormat: a later mfd wrote it.
+    """
     try:
         read_student(run.root)
+    except NewerFormat:
+        raise
     except MfdError as error:
         return error.found
     return None

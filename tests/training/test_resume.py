@@ -214,6 +214,15 @@ def test_a_lost_student_of_a_finished_run_is_written_again(damage: str) -> None:
     assert folder.read_record()["status"] == "finished"
 
 
+def test_a_student_of_a_later_mfd_is_no_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = run("whole").student / "model.safetensors"
+    before = weights.read_bytes()
+    monkeypatch.setattr("mfd_cli.store.student.FORMAT", 0)  # so that this one's is later
+    with pytest.raises(MfdError, match="this mfd reads up to 0") as caught:
+        run("whole", resume=True)
+    assert caught.value.do == "use a newer mfd" and weights.read_bytes() == before
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped("parts", 4, [], monkeypatch)
     with pytest.raises(MfdError) as caught:
