@@ -9,7 +9,7 @@ from typing import Any
 
 from mfd_cli.config.load import LoadedRecipe, difference, load_recipe
 from mfd_cli.config.schema import completed
-from mfd_cli.errors import MfdError, RunStopped
+from mfd_cli.errors import MfdError, NewerFormat, RunStopped
 from mfd_cli.store.checkpoint import Checkpoint, newest_valid, require_space
 from mfd_cli.store.files import is_unused, remove
 from mfd_cli.store.layout import RunFolder
