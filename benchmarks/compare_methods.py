@@ -172,7 +172,7 @@ def _judged(job: Job, memory: float, args: Any, teacher: dict[str, Any]) -> list
              "gap_recovered": gap_recovered(teacher["metrics"][steps], found, teacher["metrics"][teacher["own"]]),
              "seconds": job.cost.seconds * _updates(last, job), "evaluations": sum(last["evaluations"].values()),
              "peak_memory_mb": memory, "gradient_noise": noise,
-             "curve": _curve(run_folder, job, steps, teacher["rough_judge"]) if steps == min(args.steps) else []}
+             "curve": _curve(run_folder, job, steps, teacher["rough_judge"]) if steps == job.who.steps else []}
         )  # fmt: skip
     return rows
 
@@ -293,34 +293,47 @@ def _first(values: Sequence[float | None]) -> str:
 
 def draw(figure: Figure, report: dict[str, Any]) -> None:
     """Metrics by method, and the first of them over seconds."""
-    names, found, many = list(report["rows"][0]["metrics"])[:3], groups(report), report["teacher_steps"]
+    names = list(report["rows"][0]["metrics"])[:3]
     figure.set_size_inches(4 * (len(names) + 1), 3.8)
-    *bars, course = figure.subplots(1, len(names) + 1)
-    labels = [f"{method} ({steps})" for steps, method in found]
-    for panel, name in zip(bars, names, strict=True):
-        values = [[row["metrics"][name] for row in rows] for rows in found.values()]
-        panel.bar(labels, [statistics.mean(each) for each in values], color="0.8")
-        for place, each in enumerate(values):
-            panel.plot([place] * len(each), each, "k.", markersize=4)
-        panel.axhline(report["teacher"][str(many)][name], color="C0", linewidth=1, label=f"teacher, {many} steps")
-        panel.set_title(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)", fontsize=9)
-        panel.tick_params(axis="x", rotation=60, labelsize=7)
-    for number, ((_, method), rows) in enumerate(found.items()):
-        for row in rows:
-            if row["curve"]:
-                points = [(point["seconds"], point["metrics"][names[0]]) for point in row["curve"]]
-                seconds, values = zip(*points, strict=True)
-                label = method if row is rows[0] else None
-                course.plot(seconds, values, color=f"C{number % 10}", linewidth=1, label=label)
-    bars[0].legend(fontsize=7)
-    if not higher_is_better(names[0]):
-        course.set_yscale("log")
-        course.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        course.yaxis.set_major_formatter("{x:g}")
-        course.minorticks_off()
-    course.set_xlabel("seconds of training", fontsize=8)
-    course.set_title(f"{names[0]} on the way", fontsize=9)
-    course.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    *panels, course = figure.subplots(1, len(names) + 1)
+    for panel, name in zip(panels, names, strict=True):
+        _draw_metric(panel, report, name)
+    panels[0].legend(fontsize=7)
+    _draw_course(course, report, names[0])
+
+
+def _draw_metric(panel: Any, report: dict[str, Any], name: str) -> None:
+    """Bars of means, a dot for every seed."""
+    found, many = groups(report), report["teacher_steps"]
+    values = [[row["metrics"][name] for row in rows] for rows in found.values()]
+    panel.bar([f"{method} ({steps})" for steps, method in found], list(map(statistics.mean, values)), color="0.8")
+    for place, each in enumerate(values):
+        panel.plot([place] * len(each), each, "k.", markersize=4)
+    panel.axhline(report["teacher"][str(many)][name], color="C0", linewidth=1, label=f"teacher, {many} steps")
+    panel.set_ylim(top=1.12 * panel.get_ylim()[1])  # room for the legend
+    panel.set_title(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)", fontsize=9)
+    panel.tick_params(axis="x", rotation=90, labelsize=7)
+
+
+def _draw_course(panel: Any, report: dict[str, Any], name: str) -> None:
+    """A metric over seconds of training, of each method's fewest steps: means over seeds, and all that they span."""
+    drawn: dict[str, list[list[Any]]] = {}
+    for (_, method), rows in groups(report).items():
+        drawn.setdefault(method, [row["curve"] for row in rows])
+    for number, (method, curves) in enumerate(drawn.items()):
+        points = list(zip(*curves, strict=False))  # by checkpoint, then by seed
+        seconds = [statistics.mean(point["seconds"] for point in each) for each in points]
+        values = [[point["metrics"][name] for point in each] for each in points]
+        panel.plot(seconds, list(map(statistics.mean, values)), color=f"C{number}", linewidth=1.2, label=method)
+        panel.fill_between(seconds, list(map(min, values)), list(map(max, values)), color=f"C{number}", alpha=0.15)
+    if not higher_is_better(name):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+    panel.set_xlabel("seconds of training", fontsize=8)
+    panel.set_title(f"{name} on the way", fontsize=9)
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 if __name__ == "__main__":

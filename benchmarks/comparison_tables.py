@@ -73,9 +73,8 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def tables(report: dict[str, Any]) -> str:
     """Quality and cost of one report."""
-    seeds = len(report["seeds"])
     head = (
-        f"`{report['recipe']}`, {report['budget']:g} {report['unit']} a run, {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"`{report['recipe']}`, {report['budget']:g} {report['unit']} a run, {_seeds(len(report['seeds']))}, "
         f"{report['num']} samples; {report['device']}, torch {report['versions']['torch']}."
     )
     return "\n\n".join([head, _quality(report), _cost(report)])
@@ -126,10 +125,7 @@ def _cost(report: dict[str, Any]) -> str:
         cost = report["costs"].get(f"{method} {steps}")
         if cost is None:  # a student for any number of steps was distilled once
             continue
-        points = []
-        for level in LEVELS:
-            there = [reached(report, row, main_metric, level, "evaluations") for row in rows]
-            points.append("not reached" if None in there else _count(statistics.mean(there)))
+        points = [_reached(report, rows, main_metric, level) for level in LEVELS]
         noise = _spread([row["gradient_noise"]["value"] for row in rows])
         held = [row["peak_memory_mb"] for row in rows if row["peak_memory_mb"] is not None]
         memory = f"{statistics.mean(held):.0f}" if held else ""
@@ -138,9 +134,21 @@ def _cost(report: dict[str, Any]) -> str:
     return _markdown(lines)
 
 
+def _reached(report: dict[str, Any], rows: Rows, name: str, level: float) -> str:
+    """Evaluations to a share of the gap, mean over seeds; nothing for runs that were not judged on the way."""
+    if not all(row["curve"] for row in rows):
+        return ""
+    there = [reached(report, row, name, level, "evaluations") for row in rows]
+    return "not reached" if None in there else _count(statistics.mean(there))
+
+
 def _named(report: dict[str, Any], method: str, rows: Rows) -> str:
     """A method, and how many seeds it has had where that is not all of them."""
-    return f"`{method}`" + (f" ({len(rows)} of the seeds)" if len(rows) < len(report["seeds"]) else "")
+    return f"`{method}`" + (f", {_seeds(len(rows))}" if len(rows) < len(report["seeds"]) else "")
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _count(evaluations: float) -> str:

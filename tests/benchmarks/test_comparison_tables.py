@@ -78,7 +78,7 @@ def test_seeds_and_steps_may_come_in_parts(module):
     report = module.merged([first, second])[0]
     assert report["seeds"] == [0, 1] and list(report["teacher"]) == ["1", "2", "10"]
     text = module.tables(report)
-    assert "| `a` | 1 | **1.1 ± 0.14** |" in text and "| `b` (1 of the seeds) | 1 | 2 |" in text
+    assert "| `a` | 1 | **1.1 ± 0.14** |" in text and "| `b`, 1 seed | 1 | 2 |" in text
 
 
 def test_a_run_is_told_of_once(module):
@@ -91,6 +91,11 @@ def test_memory_of_earlier_reports_is_left_out(module):
     report = _report([_row("a", 0, 1.0)]) | {"schema": 1, "seeds": [0]}
     text = module.tables(module.merged([report])[0])
     assert "| `a` | 1 | 0.5 | 64 |  | 2 | 2.00 M |" in text
+
+
+def test_what_was_not_judged_on_the_way_is_left_out(module):
+    report = _report([_row("a", seed, 1.0) | {"curve": []} for seed in range(3)])
+    assert "| `a` | 1 | 0.5 | 64 | 300 | 2 ± 0 |  |  |  |" in module.tables(report)
 
 
 def test_small_numbers_of_evaluations_are_in_thousands(module):
