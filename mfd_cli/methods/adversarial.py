@@ -37,7 +37,7 @@ class Adversarial(CriticSettings):
     @field_validator("features")
     @classmethod
     def _known(cls, name: str) -> str:
-        return name if name == AUXILIARY else known(name)
+        return known(name, AUXILIARY)
 
 
 def build(wanted: Adversarial | None, example: Callable[[], Batch]) -> nn.Module | None:

@@ -29,14 +29,15 @@ register = features.register
 _NEARLY_DATA = 0.95
 
 
-def known(name: str) -> str:
-    """The name of an extractor that exists.
+def known(name: str, *others: str) -> str:
+    """The name of an extractor that exists, or one of `others`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: it is neither.
     """
-    if name not in features.names():
-        raise ValueError(f"no feature extractor '{name}'; allowed: {', '.join(features.names())}")
+    allowed = [*others, *features.names()]
+    if name not in allowed:
+        raise ValueError(f"no feature extractor '{name}'; allowed: {', '.join(allowed)}")
     return name
 
 

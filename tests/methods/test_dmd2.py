@@ -129,7 +129,7 @@ def test_the_critic_of_finished_samples_leaves_the_auxiliary_alone(world, build)
     network = method.build_critic(lambda: batch_of(exact, 1))
     method.auxiliary_loss(batch_of(exact, 16, critic=network)).value.backward()
     assert exact.auxiliary.scale.grad is None and all(value.grad is not None for value in network.parameters())
-    with pytest.raises(ValueError, match="no feature extractor 'dino'"):
+    with pytest.raises(ValueError, match="no feature extractor 'dino'; allowed: auxiliary, state, teacher"):
         Adversarial(features="dino")
 
 
