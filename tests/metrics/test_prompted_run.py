@@ -60,7 +60,7 @@ def test_the_score_is_that_of_the_pictures_and_their_own_prompts(run, tiny_clip)
         metric.prepare(Against(data, 6, 0))
         own = metric.rows(Batch(pictures, items, None, texts)).mean().item()
         other = metric.rows(Batch(pictures, items, None, texts[1:] + texts[:1])).mean().item()
-    assert found == pytest.approx(own, rel=1e-4) and found != pytest.approx(other, rel=1e-4)
+    assert found == pytest.approx(own, rel=3e-6) and found != pytest.approx(other, rel=3e-6)
 
 
 def test_one_command_holds_the_student_against_its_teacher(run, tiny_clip, capsys):
