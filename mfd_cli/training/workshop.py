@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,8 +51,11 @@ class Workshop:
         return self.loaded.recipe
 
     def prepare(self) -> None:
-        """Lets the method look at the networks, and builds its critic."""
-        self.method.prepare(self._example)
+        """Lets the method look at the networks, and builds its critic. What it warns of is told by one process."""
+        with warnings.catch_warnings():
+            if not self.accelerator.is_main_process:
+                warnings.simplefilter("ignore", UserWarning)
+            self.method.prepare(self._example)
         self.roles.critic = self._critic()
 
     def _critic(self) -> Role | None:
