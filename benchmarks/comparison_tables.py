@@ -74,7 +74,7 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 def tables(report: dict[str, Any]) -> str:
     """Quality and cost of one report."""
     head = (
-        f"`{report['recipe']}`, {report['budget']:g} {report['unit']} a run, {_seeds(len(report['seeds']))}, "
+        f"`{report['recipe']}`, {_plain(report['budget'])} {report['unit']} a run, {_seeds(len(report['seeds']))}, "
         f"{report['num']} samples; {report['device']}, torch {report['versions']['torch']}."
     )
     return "\n\n".join([head, _quality(report), _cost(report)])
@@ -149,6 +149,10 @@ def _named(report: dict[str, Any], method: str, rows: Rows) -> str:
 
 def _seeds(count: int) -> str:
     return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}".removesuffix(".0")
 
 
 def _count(evaluations: float) -> str:

@@ -18,8 +18,6 @@ from mfd_cli.samplers import renoised
 
 Inputs = Literal["simulated", "data", "both"]
 
-#: smallest mean |X_1 - x1hat| that a direction is divided by
-
 
 @dataclass(frozen=True)
 class Prediction:
