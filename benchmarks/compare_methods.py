@@ -267,12 +267,16 @@ def _print(report: dict[str, Any]) -> None:
     main_metric = names[0]
     for unit in ("seconds", "evaluations"):
         found: list[list[object]] = [
-            [method, *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in LEVELS)]
+            [
+                method,
+                steps,
+                *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in LEVELS),
+            ]
             for (steps, method), rows in groups(report).items()
             if rows[0]["curve"]
         ]
         heads = [f"{level:.0%} of the gap" for level in LEVELS]
-        console.table(f"{unit} to a given {main_metric}, by checkpoints", ["method", *heads], found)
+        console.table(f"{unit} to a given {main_metric}, by checkpoints", ["method", "steps", *heads], found)
 
 
 def _spread(values: Sequence[float | None]) -> str | None:
@@ -292,46 +296,57 @@ def _first(values: Sequence[float | None]) -> str:
 
 
 def draw(figure: Figure, report: dict[str, Any]) -> None:
-    """Metrics by method, and the first of them over seconds."""
-    names = list(report["rows"][0]["metrics"])[:3]
-    figure.set_size_inches(4 * (len(names) + 1), 3.8)
-    *panels, course = figure.subplots(1, len(names) + 1)
-    for panel, name in zip(panels, names, strict=True):
-        _draw_metric(panel, report, name)
-    panels[0].legend(fontsize=7)
-    _draw_course(course, report, names[0])
+    """A line for each number of steps: metrics by method, and the first of them on the way."""
+    names, found = list(report["rows"][0]["metrics"])[:3], groups(report)
+    counts, colours = sorted({steps for steps, _ in found}), {}
+    for _, method in found:
+        colours.setdefault(method, f"C{len(colours)}")
+    figure.set_size_inches(4 * (len(names) + 1), 3.8 * len(counts))
+    for steps, (*panels, course) in zip(
+        counts, figure.subplots(len(counts), len(names) + 1, squeeze=False), strict=True
+    ):
+        of_steps = {method: rows for (count, method), rows in found.items() if count == steps}
+        for panel, name in zip(panels, names, strict=True):
+            _draw_metric(panel, report, of_steps, name, steps)
+        panels[0].legend(fontsize=7)
+        _draw_course(course, of_steps, names[0], report["unit"], colours)
 
 
-def _draw_metric(panel: Any, report: dict[str, Any], name: str) -> None:
+def _draw_metric(
+    panel: Any, report: dict[str, Any], found: dict[str, list[dict[str, Any]]], name: str, steps: int
+) -> None:
     """Bars of means, a dot for every seed."""
-    found, many = groups(report), report["teacher_steps"]
-    values = [[row["metrics"][name] for row in rows] for rows in found.values()]
-    panel.bar([f"{method} ({steps})" for steps, method in found], list(map(statistics.mean, values)), color="0.8")
+    many, values = report["teacher_steps"], [[row["metrics"][name] for row in rows] for rows in found.values()]
+    panel.bar(list(found), list(map(statistics.mean, values)), color="0.8")
     for place, each in enumerate(values):
         panel.plot([place] * len(each), each, "k.", markersize=4)
     panel.axhline(report["teacher"][str(many)][name], color="C0", linewidth=1, label=f"teacher, {many} steps")
     panel.set_ylim(top=1.12 * panel.get_ylim()[1])  # room for the legend
-    panel.set_title(f"{name} ({'more' if higher_is_better(name) else 'less'} is better)", fontsize=9)
+    better = "more" if higher_is_better(name) else "less"
+    panel.set_title(f"{steps} step{'s' if steps > 1 else ''}: {name} ({better} is better)", fontsize=9)
     panel.tick_params(axis="x", rotation=90, labelsize=7)
 
 
-def _draw_course(panel: Any, report: dict[str, Any], name: str) -> None:
-    """A metric over seconds of training, of each method's fewest steps: means over seeds, and all that they span."""
-    drawn: dict[str, list[list[Any]]] = {}
-    for (_, method), rows in groups(report).items():
-        drawn.setdefault(method, [row["curve"] for row in rows])
-    for number, (method, curves) in enumerate(drawn.items()):
-        points = list(zip(*curves, strict=False))  # by checkpoint, then by seed
-        seconds = [statistics.mean(point["seconds"] for point in each) for each in points]
-        values = [[point["metrics"][name] for point in each] for each in points]
-        panel.plot(seconds, list(map(statistics.mean, values)), color=f"C{number}", linewidth=1.2, label=method)
-        panel.fill_between(seconds, list(map(min, values)), list(map(max, values)), color=f"C{number}", alpha=0.15)
+def _draw_course(
+    panel: Any, found: dict[str, list[dict[str, Any]]], name: str, unit: str, colours: Mapping[str, str]
+) -> None:
+    """A metric over the training of students that were judged on the way: means over seeds, and all that they span."""
+    judged = {method: rows for method, rows in found.items() if all(row["curve"] for row in rows)}
+    if not judged:
+        panel.set_axis_off()
+        return
+    for method, rows in judged.items():
+        points = list(zip(*(row["curve"] for row in rows), strict=False))  # by checkpoint, then by seed
+        spent = [statistics.mean(point[unit] for point in each) for each in points]
+        values, colour = [[point["metrics"][name] for point in each] for each in points], colours[method]
+        panel.plot(spent, list(map(statistics.mean, values)), color=colour, linewidth=1.2, label=method)
+        panel.fill_between(spent, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.15)
     if not higher_is_better(name):
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
-    panel.set_xlabel("seconds of training", fontsize=8)
+    panel.set_xlabel(f"{unit} of training", fontsize=8)
     panel.set_title(f"{name} on the way", fontsize=9)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
