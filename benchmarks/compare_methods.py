@@ -267,14 +267,11 @@ def _print(report: dict[str, Any]) -> None:
     main_metric = names[0]
     for unit in ("seconds", "evaluations"):
         found: list[list[object]] = [
-            [
-                method,
-                steps,
-                *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in LEVELS),
-            ]
+            [method, steps,
+             *(_first([reached(report, row, main_metric, level, unit) for row in rows]) for level in LEVELS)]
             for (steps, method), rows in groups(report).items()
             if rows[0]["curve"]
-        ]
+        ]  # fmt: skip
         heads = [f"{level:.0%} of the gap" for level in LEVELS]
         console.table(f"{unit} to a given {main_metric}, by checkpoints", ["method", "steps", *heads], found)
 
@@ -298,13 +295,11 @@ def _first(values: Sequence[float | None]) -> str:
 def draw(figure: Figure, report: dict[str, Any]) -> None:
     """A line for each number of steps: metrics by method, and the first of them on the way."""
     names, found = list(report["rows"][0]["metrics"])[:3], groups(report)
-    counts, colours = sorted({steps for steps, _ in found}), {}
-    for _, method in found:
-        colours.setdefault(method, f"C{len(colours)}")
+    counts = sorted({steps for steps, _ in found})
+    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(method for _, method in found))}
     figure.set_size_inches(4 * (len(names) + 1), 3.8 * len(counts))
-    for steps, (*panels, course) in zip(
-        counts, figure.subplots(len(counts), len(names) + 1, squeeze=False), strict=True
-    ):
+    lines = figure.subplots(len(counts), len(names) + 1, squeeze=False)
+    for steps, (*panels, course) in zip(counts, lines, strict=True):
         of_steps = {method: rows for (count, method), rows in found.items() if count == steps}
         for panel, name in zip(panels, names, strict=True):
             _draw_metric(panel, report, of_steps, name, steps)

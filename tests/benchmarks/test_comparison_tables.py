@@ -102,6 +102,10 @@ def test_small_numbers_of_evaluations_are_in_thousands(module):
     assert module._count(4096) == "4.1 k" and module._count(123_456) == "0.12 M"
 
 
+def test_budgets_are_told_in_plain_digits(module):
+    assert [module._plain(number) for number in (180.0, 0.5, 4_000_000.0)] == ["180", "0.5", "4,000,000"]
+
+
 def test_the_page_holds_the_tables_of_the_stored_reports(module):
     page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
     found = module.merged([json.loads(path.read_text("utf-8")) for path in STORED])
