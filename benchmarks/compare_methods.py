@@ -38,6 +38,7 @@ from mfd_cli.inference.sampler import load_data, load_student, load_teacher
 from mfd_cli.methods.registry import methods
 from mfd_cli.metrics.contract import higher_is_better
 from mfd_cli.metrics.uncertainty import Measured
+from mfd_cli.report.verdict import plural
 from mfd_cli.store.checkpoint import verify
 from mfd_cli.store.layout import RunFolder
 
@@ -318,7 +319,7 @@ def _draw_metric(
     panel.axhline(report["teacher"][str(many)][name], color="C0", linewidth=1, label=f"teacher, {many} steps")
     panel.set_ylim(top=1.12 * panel.get_ylim()[1])  # room for the legend
     better = "more" if higher_is_better(name) else "less"
-    panel.set_title(f"{steps} step{'s' if steps > 1 else ''}: {name} ({better} is better)", fontsize=9)
+    panel.set_title(f"{plural(steps, 'step')}: {name} ({better} is better)", fontsize=9)
     panel.tick_params(axis="x", rotation=90, labelsize=7)
 
 

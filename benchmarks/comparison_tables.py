@@ -24,6 +24,7 @@ from workbench import picture, run
 from mfd_cli import console
 from mfd_cli.errors import MfdError
 from mfd_cli.metrics.contract import higher_is_better
+from mfd_cli.report.verdict import plural
 
 Rows = list[dict[str, Any]]
 
@@ -73,8 +74,9 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def tables(report: dict[str, Any]) -> str:
     """Quality and cost of one report."""
+    seeds = plural(len(report["seeds"]), "seed")
     head = (
-        f"`{report['recipe']}`, {_plain(report['budget'])} {report['unit']} a run, {_seeds(len(report['seeds']))}, "
+        f"`{report['recipe']}`, {_plain(report['budget'])} {report['unit']} a run, {seeds}, "
         f"{report['num']} samples; {report['device']}, torch {report['versions']['torch']}."
     )
     return "\n\n".join([head, _quality(report), _cost(report)])
@@ -144,11 +146,7 @@ def _reached(report: dict[str, Any], rows: Rows, name: str, level: float) -> str
 
 def _named(report: dict[str, Any], method: str, rows: Rows) -> str:
     """A method, and how many seeds it has had where that is not all of them."""
-    return f"`{method}`" + (f", {_seeds(len(rows))}" if len(rows) < len(report["seeds"]) else "")
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' if count > 1 else ''}"
+    return f"`{method}`" + (f", {plural(len(rows), 'seed')}" if len(rows) < len(report["seeds"]) else "")
 
 
 def _plain(number: float) -> str:
